@@ -1,0 +1,78 @@
+"""The command line: parse, call, print. One module for each command.
+
+stdout is data, stderr is for people. Exit codes: 0 done, 1 some points failed or a reference
+was missed, 2 bad spec or usage, 130 interrupted. Nothing heavy is imported until a command
+that needs it runs.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+
+from interv import __version__
+from interv.cli import plan, schema, trace, validate
+from interv.errors import IntervError
+
+app = typer.Typer(
+    name="interv",
+    help="Causal interventions on PyTorch models, from one YAML file.",
+    epilog="Start with: interv trace configs/rome.yaml",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command(epilog=trace.EPILOG)(trace.trace)
+app.command(epilog=plan.EPILOG)(plan.plan)
+app.command(epilog=validate.EPILOG)(validate.validate)
+app.command(epilog=schema.EPILOG)(schema.schema)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"interv {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _show: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> NoReturn:
+    """The console script; errors raised on purpose become a message and an exit code."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        code = app(standalone_mode=False)
+    except IntervError as error:
+        typer.echo(f"interv: {error}", err=True)
+        sys.exit(error.exit_code)
+    except typer.Exit as done:
+        sys.exit(done.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        typer.echo("interv: interrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of stdout is gone (`interv schema | head`); nothing is left to say.
+        sys.stdout = None
+        sys.exit(0)
+    except Exception as error:
+        if hasattr(error, "show") and hasattr(error, "exit_code"):  # click's usage errors
+            error.show()
+            sys.exit(error.exit_code)
+        raise
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    """A polite kill is a Ctrl-C."""
+    raise KeyboardInterrupt

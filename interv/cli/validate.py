@@ -1,0 +1,63 @@
+"""`interv validate`: everything that can be checked without weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from interv.cli.options import Json, Quiet
+
+EPILOG = "Example: interv validate configs/*.yaml"
+
+
+def validate(
+    files: Annotated[list[Path], typer.Argument(help="Specs.", show_default=False)],
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Check specs against the schema, and against their models' config and tokenizer."""
+    from interv.errors import SpecError, UsageError
+    from interv.plan import make_plan
+    from interv.spec import load_spec
+
+    reports: list[dict[str, Any]] = []
+    for path in files:
+        try:
+            plan = make_plan(load_spec(path))
+        except SpecError as error:
+            problems = [_as_dict(p) for p in error.problems]
+            reports.append({"file": str(path), "valid": False, "problems": problems})
+            typer.echo(str(error), err=True)
+        except UsageError as error:
+            reports.append(
+                {"file": str(path), "valid": False, "problems": [{"message": str(error)}]}
+            )
+            typer.echo(str(error), err=True)
+        else:
+            reports.append({"file": str(path), "valid": True, "not_checked": list(plan.unchecked)})
+            if not quiet:
+                typer.echo(f"{path}: valid", err=True)
+                for reason in plan.unchecked:
+                    typer.echo(f"  not checked: {reason}", err=True)
+    if as_json:
+        typer.echo(json.dumps(reports, indent=1))
+    wrong = sum(not report["valid"] for report in reports)
+    if wrong:
+        if not quiet and len(files) > 1:
+            typer.echo(f"{wrong} of {len(files)} specs are not valid", err=True)
+        raise typer.Exit(2)
+
+
+def _as_dict(problem: Any) -> dict[str, Any]:
+    mark = problem.mark
+    return {
+        "file": mark.source if mark else None,
+        "line": mark.line if mark else None,
+        "column": mark.column if mark else None,
+        "message": problem.message,
+        "expected": problem.expected,
+        "near": problem.near,
+    }

@@ -1,0 +1,149 @@
+"""Weights into a module: from the hub, a folder, a GGUF file or a config. Needs torch."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from interv.errors import ModelError
+from interv.models import ModelFiles
+from interv.models.cache import cached
+from interv.models.families import BY_MODEL_TYPE, Family
+from interv.spec.schema import ModelSection
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to run, and what is worth recording of how it was loaded."""
+
+    module: nn.Module
+    family: Family
+    device: torch.device
+    attn_implementation: str
+
+
+def load_model(files: ModelFiles, section: ModelSection, seed: int, device: str) -> LoadedModel:
+    """Load the weights; no code from the model's folder is run, pickles only as plain weights.
+
+    Raises:
+        ModelError: the weights are not at hand or do not fill the model, or the device or the
+            attention implementation is not to be had.
+    """
+    where = _device(device)
+    options: dict[str, Any] = {
+        "dtype": getattr(torch, section.dtype),
+        "attn_implementation": section.attn_implementation,
+    }
+    try:
+        with _quiet():
+            if files.origin == "config":
+                module = _random(files, options, seed)
+            else:
+                module = _pretrained(files, section, options)
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        # What transformers raises for a missing file, an unknown option, a missing extra or
+        # a shape that does not fit. Its message names the cause.
+        raise ModelError(f"{files.label}: cannot be loaded: {error}") from error
+    model_type = module.config.model_type
+    if model_type not in BY_MODEL_TYPE:
+        raise ModelError(f"{files.label}: models of type '{model_type}' are not known")
+    if section.device_map is None:
+        module = module.to(where)
+    module.eval().requires_grad_(False)
+    return LoadedModel(
+        module,
+        BY_MODEL_TYPE[model_type],
+        next(module.parameters()).device,
+        module.config._attn_implementation,
+    )
+
+
+def token_embeddings(model: LoadedModel) -> torch.Tensor:
+    """The word embeddings `[vocab, d_model]`, as the model holds them."""
+    weight = model.module.get_submodule(model.family.token_embedding).weight
+    assert isinstance(weight, torch.Tensor)
+    return weight
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ModelError(f"run.device: {name}, but torch {torch.__version__} sees no CUDA device")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise ModelError("run.device: mps, but torch sees no such device")
+    return torch.device(name)
+
+
+def _random(files: ModelFiles, options: dict[str, Any], seed: int) -> Any:
+    fields = dict(files.config or {})
+    config = transformers.AutoConfig.for_model(fields.pop("model_type"), **fields)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return transformers.AutoModelForCausalLM.from_config(config, **options)
+
+
+def _pretrained(files: ModelFiles, section: ModelSection, options: dict[str, Any]) -> Any:
+    if files.origin == "gguf":
+        assert files.gguf_file is not None and files.identity is not None
+        source = _dequantised(files.gguf_file, files.identity)
+    else:
+        assert files.folder is not None
+        source = files.folder
+    if section.device_map is not None:
+        options["device_map"] = section.device_map
+    module, info = transformers.AutoModelForCausalLM.from_pretrained(
+        str(source),
+        trust_remote_code=False,
+        local_files_only=True,
+        output_loading_info=True,
+        **options,
+    )
+    # transformers fills what is missing with random numbers and warns.
+    missing = sorted(info["missing_keys"]) + sorted(str(k) for k in info["mismatched_keys"])
+    if missing:
+        some = ", ".join(missing[:3])
+        raise ModelError(f"{files.label}: {len(missing)} weights are missing or misshapen: {some}")
+    return module
+
+
+def _dequantised(path: Path, sha256: str) -> Path:
+    """The cache folder with a GGUF file's weights as float32 safetensors, made once."""
+
+    def build(folder: Path) -> None:
+        from safetensors.torch import save_file
+
+        module = transformers.AutoModelForCausalLM.from_pretrained(
+            str(path.parent), gguf_file=path.name, dtype=torch.float32, local_files_only=True
+        )
+        tied = set(module._tied_weights_keys or ()) if module.config.tie_word_embeddings else set()
+        state = {k: v.contiguous() for k, v in module.state_dict().items() if k not in tied}
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+        config = module.config.to_dict()
+        config.pop("quantization_config", None)
+        (folder / "config.json").write_text(json.dumps(config, indent=1))
+
+    return cached(f"gguf/{sha256[:16]}-float32", build)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' own bars and advice; its errors are raised all the same."""
+    logging = transformers.utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

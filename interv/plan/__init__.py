@@ -1,0 +1,7 @@
+"""What will be computed: cells, their ids, packs and cost. Pure, and without torch."""
+
+from interv.plan.cost import Cost, estimate
+from interv.plan.packs import Pack, make_packs
+from interv.plan.trace import Cell, Label, Plan, make_plan
+
+__all__ = ["Cell", "Cost", "Label", "Pack", "Plan", "estimate", "make_packs", "make_plan"]

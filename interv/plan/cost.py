@@ -1,0 +1,83 @@
+"""What a plan costs, counted before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from interv.models import ModelFacts
+from interv.plan.packs import make_packs
+from interv.plan.trace import Plan
+
+_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Counts of one plan.
+
+    Attributes:
+        points: cells of the grid, over all prompts; each is `draws` rows.
+        no_op_rows: rows whose restored state is the same clean and corrupted.
+        done: points that are in a journal already.
+        block_tokens: (row, layer, token) triples still to compute, sources included.
+        naive_block_tokens: those of one full forward for each point, with the clean row in
+            each as in the authors' code, nothing kept.
+        forwards: forwards still to run, but for those of sources and baselines.
+        memory_bytes: weights, and the largest forward's activations and logits; None where
+            the number of parameters is not known.
+    """
+
+    prompts: int
+    points: int
+    rows: int
+    no_op_rows: int
+    done: int
+    forwards: int
+    block_tokens: int
+    naive_block_tokens: int
+    memory_bytes: int | None
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def estimate(plan: Plan, done: Container[str] = ()) -> Cost:
+    """Count; `done` holds the ids of points that need not be computed again."""
+    facts, draws = plan.facts, plan.draws
+    layers = facts.n_layers if facts else 0
+    packs = make_packs(plan, done)
+    pending = [cell for pack in packs for cell in pack.cells]
+    started = {cell.prompt for cell in pending}
+    # Clean once for its value and once for its states; corrupted likewise where it is held.
+    severed = {cell.prompt for cell in pending if cell.sever}
+    extra = sum(plan.tokens(p) * (2 + draws + (draws if p in severed else 0)) for p in started)
+    rows_tokens = sum(plan.tokens(cell.prompt) * draws for cell in pending)
+    naive = sum(plan.tokens(cell.prompt) * (draws + 1) for cell in plan.cells)
+    return Cost(
+        prompts=len(plan.prompts),
+        points=len(plan.cells),
+        rows=len(plan.cells) * draws,
+        no_op_rows=sum(plan.is_no_op(cell) for cell in plan.cells) * draws,
+        done=len(plan.cells) - len(pending),
+        forwards=len(packs),
+        block_tokens=layers * (rows_tokens + extra),
+        naive_block_tokens=layers * naive,
+        memory_bytes=_memory(plan, facts),
+    )
+
+
+def _memory(plan: Plan, facts: ModelFacts | None) -> int | None:
+    if facts is None or facts.n_params is None or not plan.cells:
+        return None
+    size = _BYTES[plan.spec.model.dtype]
+    longest = max(plan.tokens(p) for p in plan.prompts)
+    tokens = max(plan.spec.run.max_tokens, plan.draws * longest)
+    # At the widest place a block holds the stream, two norms' outputs, and the MLP twice.
+    activations = tokens * (4 * facts.d_model + 3 * facts.d_mlp) * size
+    answers = max(len(p.answer_ids) for p in plan.prompts.values())
+    # Logits once in the model's numbers, twice in float64 for the softmax.
+    logits = tokens // longest * answers * facts.vocab_size * (size + 16)
+    states = 3 * facts.n_layers * longest * facts.d_model * size
+    return facts.n_params * size + activations + logits + states

@@ -1,0 +1,223 @@
+"""Figures of a trace, as the paper draws them: heat maps, one panel of all, averages as lines."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from interv.plan import Plan
+from interv.report.tables import by_site
+from interv.spec.schema import ROLES
+
+MAX_PROMPT_FIGURES = 12
+_KINDS = {"block": ("state", "Purples"), "mlp": ("MLP", "Greens"), "attention": ("Attn", "Reds")}
+_METRIC_WORDS = {
+    "probability": "p({})",
+    "log_probability": "log p({})",
+    "logit": "logit of {}",
+    "rank": "rank of {}",
+}
+# Okabe and Ito's colours: told apart by colour-blind eyes.
+_ROLE_COLOURS = dict(
+    zip(ROLES, ("#999999", "#56B4E9", "#D55E00", "#009E73", "#CC79A7", "#0072B2"), strict=True)
+)
+_STYLE: Any = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "svg.hashsalt": "interv",
+    "svg.fonttype": "path",
+    "figure.max_open_warning": 0,
+}
+
+
+@dataclass(frozen=True)
+class Map:
+    """One heat map: values `[row, layer]`, the rows' labels, and how it is to be read."""
+
+    name: str
+    component: str
+    window: int
+    severed: str
+    values: np.ndarray
+    layers: Sequence[int]
+    rows: Sequence[str]
+    low: float
+    metric: str
+    bar: str
+
+    @property
+    def title(self) -> str:
+        kind = _KINDS[self.component.split("_")[0]][0]
+        severed = f", {self.severed.replace('_', ' ')} severed" if self.severed else ""
+        what = (
+            kind
+            if self.component in ("block_output", "mlp_output", "attention_output")
+            else (self.component.replace("_", " "))
+        )
+        return f"Impact of restoring {what} after corrupted input{severed}"
+
+    def axis(self, model: str) -> str:
+        if self.window == 1:
+            return f"single restored layer within {model}"
+        kind = _KINDS[self.component.split("_")[0]][0]
+        return f"center of interval of {self.window} restored {kind} layers"
+
+
+def draw(plan: Plan, results: pd.DataFrame, summary: pd.DataFrame) -> list[tuple[str, bytes]]:
+    """Every figure of a run, as (file name, content)."""
+    with rc_context(_STYLE):
+        return list(_draw(plan, results, summary))
+
+
+def _draw(plan: Plan, results: pd.DataFrame, summary: pd.DataFrame) -> Iterator[tuple[str, bytes]]:
+    model = plan.files.label
+    for stem, maps in _maps(plan, results, summary):
+        for one in maps:
+            yield from _files(plan, f"{stem}_{one.name}", _heatmaps([one], model))
+        if len(maps) > 1:
+            yield from _files(plan, f"{stem}_panel", _heatmaps(maps, model))
+    for metric in plan.spec.metric:
+        averages = summary[(summary["metric"] == metric) & (summary["role"].isin(ROLES))]
+        if len(averages) and (summary["over"] == "prompts").any():
+            suffix = _suffix(plan, metric)
+            yield from _files(plan, f"lines{suffix}", _lines(averages, metric, model))
+
+
+def _suffix(plan: Plan, metric: str) -> str:
+    return f"_{metric}" if len(plan.spec.metric) > 1 else ""
+
+
+def _maps(
+    plan: Plan, results: pd.DataFrame, summary: pd.DataFrame
+) -> Iterator[tuple[str, list[Map]]]:
+    """Heat maps that belong on one panel, and the stem of their files' names."""
+    ids = list(dict.fromkeys(results["prompt_id"]))
+    for metric in plan.spec.metric:
+        suffix = _suffix(plan, metric)
+        by_token = results[(results["metric"] == metric) & (results["role"] == "")]
+        for index in ids[:MAX_PROMPT_FIGURES]:
+            prompt = plan.prompts[index]
+            first, end = prompt.subject
+            labels = [
+                t.strip() + ("*" if first <= i < end else "") for i, t in enumerate(prompt.tokens)
+            ]
+            word = _METRIC_WORDS[metric].format(prompt.answer.strip())
+            of_prompt = by_token[by_token["prompt_id"] == index]
+            maps = [
+                _map(site, frame, "pos", "value", list(range(len(labels))), labels, metric, word)
+                for *site, frame in by_site(of_prompt)
+            ]
+            if maps:
+                stem = "trace" if len(ids) == 1 else f"trace_prompt{index}"
+                yield stem + suffix, maps
+        by_role = summary[(summary["metric"] == metric) & (summary["role"] != "")]
+        roles = [r for r in (*ROLES, "subject") if (by_role["role"] == r).any()]
+        words = [r.replace("_", " ") + ("*" if "subject" in r else "") for r in roles]
+        bar = f"average effect on {_METRIC_WORDS[metric].format('answer')}"
+        maps = [
+            _map(site, frame, "role", "mean", roles, words, metric, bar)
+            for *site, frame in by_site(by_role)
+        ]
+        if maps:
+            yield "average" + suffix, maps
+
+
+def _map(
+    site: list[Any],
+    frame: pd.DataFrame,
+    row: str,
+    column: str,
+    order: Sequence[Hashable],
+    labels: list[str],
+    metric: str,
+    bar: str,
+) -> Map:
+    component, window, severed = site
+    table = frame.pivot_table(index=row, columns="layer", values=column, aggfunc="mean")
+    shown = [(key, label) for key, label in zip(order, labels, strict=True) if key in table.index]
+    table = table.loc[[key for key, _ in shown]]
+    name = component + (f"_without_{severed}" if severed else "")
+    low = float(frame["corrupted"].iloc[0]) if column == "value" else 0.0
+    rows = [label for _, label in shown]
+    layers = [int(layer) for layer in table.columns]
+    return Map(name, component, window, severed, table.to_numpy(), layers, rows, low, metric, bar)
+
+
+def _heatmaps(maps: Sequence[Map], model: str) -> Figure:
+    longest = max(len(label) for m in maps for label in m.rows)
+    width = max(3.6, 1.6 + 0.075 * len(maps[0].layers) + 0.06 * longest)
+    height = 1.1 + 0.19 * max(len(m.rows) for m in maps)
+    figure = Figure(figsize=(width * len(maps), height), layout="constrained")
+    for axes, one in zip(figure.subplots(1, len(maps), squeeze=False)[0], maps, strict=True):
+        _heatmap(figure, axes, one, model)
+    return figure
+
+
+def _heatmap(figure: Figure, axes: Axes, one: Map, model: str) -> None:
+    cmap = _KINDS[one.component.split("_")[0]][1]
+    finite = one.values[np.isfinite(one.values)]
+    if one.metric == "rank":
+        # A low rank is a good one: strong colour for low.
+        cmap, low, high = f"{cmap}_r", float(finite.min()), one.low
+    else:
+        low, high = one.low, float(finite.max())
+    edges = np.arange(len(one.layers) + 1), np.arange(len(one.rows) + 1)
+    # Pixels, not a thousand paths: the same picture in an SVG a tenth as large.
+    mesh = axes.pcolormesh(
+        *edges, one.values, rasterized=True, cmap=cmap, vmin=low, vmax=max(high, low + 1e-9)
+    )
+    axes.invert_yaxis()
+    axes.set_yticks(np.arange(len(one.rows)) + 0.5, [_plain(label) for label in one.rows])
+    ticks = [i for i, layer in enumerate(one.layers) if layer % 5 == 0 or len(one.layers) < 8]
+    axes.set_xticks([i + 0.5 for i in ticks], [str(one.layers[i]) for i in ticks])
+    axes.set_title(one.title)
+    axes.set_xlabel(one.axis(model))
+    bar = figure.colorbar(mesh, ax=axes)
+    bar.ax.set_title(_plain(one.bar) if len(one.bar) < 14 else "", fontsize=8)
+    if len(one.bar) >= 14:
+        bar.set_label(_plain(one.bar))
+
+
+def _lines(summary: pd.DataFrame, metric: str, model: str) -> Figure:
+    """Average effect by role over layers, with 95 % intervals over prompts."""
+    groups = by_site(summary)
+    figure = Figure(figsize=(3.8 * len(groups), 2.9), layout="constrained")
+    panels = figure.subplots(1, len(groups), squeeze=False, sharey=True)[0]
+    for axes, (component, window, severed, frame) in zip(panels, groups, strict=True):
+        for role in ROLES:
+            line = frame[frame["role"] == role].sort_values("layer")
+            if len(line):
+                colour = _ROLE_COLOURS[role]
+                layers, mean = line["layer"].to_numpy(), line["mean"].to_numpy()
+                axes.plot(layers, mean, color=colour, lw=1.2, label=role.replace("_", " "))
+                low, high = line["ci_low"].to_numpy(), line["ci_high"].to_numpy()
+                axes.fill_between(layers, low, high, color=colour, alpha=0.2, lw=0)
+        axes.axhline(0, color="#bbbbbb", lw=0.6)
+        kind = component.replace("_", " ") + (f", window {window}" if window > 1 else "")
+        axes.set_title(kind + (f", {severed.replace('_', ' ')} severed" if severed else ""))
+        axes.set_xlabel(f"layer of {model}")
+    panels[0].set_ylabel(f"average effect on {_METRIC_WORDS[metric].format('answer')}")
+    panels[-1].legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def _plain(text: str) -> str:
+    """Text that matplotlib prints as it is: no mathematics, nothing without a shape."""
+    return "".join(c if c.isprintable() else "·" for c in text).replace("$", r"\$")
+
+
+def _files(plan: Plan, stem: str, figure: Figure) -> Iterator[tuple[str, bytes]]:
+    # The same run writes the same bytes: no dates.
+    dates = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+    for kind in plan.spec.figures.formats:
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=kind, dpi=plan.spec.figures.dpi, metadata=dates[kind])
+        yield f"{stem}.{kind}", buffer.getvalue()

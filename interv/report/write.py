@@ -1,0 +1,100 @@
+"""Everything that a run folder holds besides its journal, made from the journal."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from interv import __version__
+from interv.plan import Plan
+from interv.report.claims import Verdict, check_claims
+from interv.report.figures import draw
+from interv.report.tables import prompts_table, results_table, summary_table
+from interv.run.folder import write_atomically
+from interv.run.journal import Journal
+from interv.run.record import provenance
+
+RECORD = "run.json"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written, for the command to print."""
+
+    results: pd.DataFrame
+    summary: pd.DataFrame
+    prompts: pd.DataFrame
+    figures: list[str]
+    verdicts: list[Verdict]
+
+
+def write_start(plan: Plan, folder: Path, source: str) -> None:
+    """What was asked, before anything is computed."""
+    write_atomically(folder / "spec.yaml", source)
+    write_atomically(folder / "resolved.yaml", plan.loaded.resolved_yaml())
+
+
+def write_report(plan: Plan, journal: Journal, folder: Path, record: dict[str, Any]) -> Report:
+    """Tables, figures and the run record.
+
+    Args:
+        plan: what was run.
+        journal: its values, complete.
+        folder: the run folder.
+        record: what this session adds to the record; empty where nothing was left to do.
+    """
+    results = results_table(plan, journal)
+    summary = summary_table(plan, journal, results)
+    prompts = prompts_table(plan, journal)
+    for name, table in (("results", results), ("summary", summary), ("prompts", prompts)):
+        write_atomically(folder / f"{name}.csv", table.to_csv(index=False, lineterminator="\n"))
+    figures = []
+    (folder / "figures").mkdir(exist_ok=True)
+    for name, content in draw(plan, results, summary):
+        write_atomically(folder / "figures" / name, content)
+        figures.append(name)
+    verdicts = check_claims(plan.spec.reference, summary)
+    if record or not (folder / RECORD).is_file():
+        _write_record(plan, journal, folder, record, prompts)
+    return Report(results, summary, prompts, figures, verdicts)
+
+
+def _write_record(
+    plan: Plan, journal: Journal, folder: Path, record: dict[str, Any], prompts: pd.DataFrame
+) -> None:
+    tokenizer = plan.files.tokenizer
+    assert tokenizer is not None
+    model = plan.spec.model
+    bos = tokenizer.adds_bos if model.prepend_bos is None else model.prepend_bos
+    before: list[Any] = []
+    if (folder / RECORD).is_file():
+        before = json.loads((folder / RECORD).read_text("utf-8"))["sessions"]
+    document = {
+        "interv": __version__,
+        "kind": plan.spec.kind,
+        "identity": plan.identity,
+        "model": {
+            "label": plan.files.label,
+            "origin": plan.files.origin,
+            "weights": plan.files.identity,
+            "tokenizer": tokenizer.identity,
+            "dtype": model.dtype,
+            "prepend_bos": bos,
+            "chat_template": model.chat_template,
+        },
+        "seed": plan.spec.seed,
+        "draw_seeds": plan.draw_seeds,
+        "points": len(plan.cells),
+        "points_from_other_runs": len(journal.adopted),
+        "prompts": len(prompts),
+        "prompts_traced": int(prompts["traced"].sum()),
+        "environment": journal.environment,
+        **journal.notes,
+        # Each time the command computed something for this folder.
+        "sessions": [*before, {**record, **provenance()}],
+    }
+    write_atomically(folder / RECORD, json.dumps(document, indent=1) + "\n")

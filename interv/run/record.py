@@ -1,0 +1,76 @@
+"""The run record: what computed a result, and how to compute it again. Always on."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+import sys
+from typing import Any
+
+PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "safetensors")
+
+
+def environment(device: str, threads: int) -> dict[str, Any]:
+    """What may change the last bits of a result: resuming under another is refused."""
+    import torch
+
+    from interv import __version__
+
+    gpu = torch.cuda.get_device_name(device) if device.startswith("cuda") else None
+    return {
+        "interv": __version__,
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
+        "device": gpu or device,
+        "cpu": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        "threads": threads,
+    }
+
+
+def provenance() -> dict[str, Any]:
+    """Where and by what the run was started; changes no result."""
+    return {
+        "command": sys.argv,
+        "host": platform.node(),
+        "system": platform.platform(),
+        "git": _git(),
+        "packages": dict(
+            sorted({d.name: d.version for d in importlib.metadata.distributions()}.items())
+        ),
+    }
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit of the working folder, and whether it has changes; None outside git."""
+
+    def ask(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", *arguments], capture_output=True, text=True, timeout=10, check=True
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    commit = ask("rev-parse", "HEAD")
+    if commit is None:
+        return None
+    return {"commit": commit, "dirty": bool(ask("status", "--porcelain"))}
+
+
+def threads(wanted: int | None) -> int:
+    """Set torch's CPU threads if the spec says how many; return how many it uses."""
+    import torch
+
+    if wanted is not None:
+        torch.set_num_threads(wanted)
+    return torch.get_num_threads()
+
+
+def peak_memory() -> int:
+    """Largest resident set of this process so far, in bytes."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024)

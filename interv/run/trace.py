@@ -1,0 +1,281 @@
+"""Running a trace: baselines, then packs, each journalled whole before the next."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from interv.engine import Edit, LoadedModel, Noise, ReferenceExecutor, Run, Site, Vanilla
+from interv.engine.load import load_model, token_embeddings
+from interv.engine.metrics import predicts, read_answer
+from interv.engine.runs import TOKEN_EMBEDDING, Executor
+from interv.errors import IntervError, ResumeError
+from interv.plan import Cell, Pack, Plan, make_packs
+from interv.run import journal as journals
+from interv.run import record as records
+from interv.run.journal import Journal, Record
+from interv.spec.schema import NoiseCorruption
+from interv.task import Prompt
+
+Progress = Callable[[str, int, int], None]
+"""Told the prompt at work, the points done and the points in all."""
+
+
+@dataclass
+class Tracer:
+    """A plan's cells as runs of a loaded model.
+
+    Attributes:
+        noise_level: the noise's standard deviation in the embeddings' units; None where the
+            corrupted run is another prompt.
+        sigma: the standard deviation that a level such as `3s` is a multiple of.
+    """
+
+    plan: Plan
+    model: LoadedModel
+    executor: Executor = field(init=False)
+    noise_level: float | None = field(init=False, default=None)
+    sigma: float | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self.executor = ReferenceExecutor(self.model.module, self.model.family)
+        corrupt = self.plan.spec.corrupt
+        if isinstance(corrupt, NoiseCorruption):
+            if corrupt.multiple is None:
+                self.noise_level = float(corrupt.level)
+            else:
+                self.sigma = embedding_sigma(self.plan, self.model, corrupt.sigma_over)
+                self.noise_level = corrupt.multiple * self.sigma
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What is known once the model is loaded, for the record."""
+        return {
+            "executor": "reference",
+            "attn_implementation": self.model.attn_implementation,
+            "sigma": self.sigma,
+            "noise_level": self.noise_level,
+        }
+
+    def baseline(self, prompt: Prompt) -> Record:
+        """Values of the clean run and of the corrupted ones, and whether clean is right."""
+        keep = len(prompt.answer_ids)
+        clean = self.executor.logits([self._clean(prompt)], keep)
+        corrupted = self.executor.logits(self._corrupted(prompt), keep)
+        return {
+            "clean": read_answer(clean, prompt.answer_ids),
+            "corrupted": read_answer(corrupted, prompt.answer_ids),
+            "correct": predicts(clean[0], prompt.answer_ids),
+            "top": int(clean[0, 0].argmax()),
+        }
+
+    def prepare(self, prompt: Prompt, cells: list[Cell]) -> None:
+        """Keep the states that these cells read, and no others.
+
+        The same forwards whichever cells are left to do, so that a resumed run reads the
+        same bits.
+        """
+        self.executor.forget()
+        last = (len(prompt.ids) - 1,)
+        clean = {(c.component, layer) for c in cells for layer in c.layers}
+        self.executor.states([self._clean(prompt)], [Site(*at, last) for at in sorted(clean)])
+        severed = {c.sever for c in cells if c.sever}
+        if severed and self.plan.facts:
+            sites = [
+                Site(s, i, last) for s in sorted(severed) for i in range(self.plan.facts.n_layers)
+            ]
+            self.executor.states(self._corrupted(prompt), sites)
+
+    def pack(self, pack: Pack) -> dict[str, Record]:
+        """Values of every cell of a pack, from one forward."""
+        prompt = self.plan.prompts[pack.prompt]
+        corrupted = self._corrupted(prompt)
+        runs = [self._restored(cell, run) for cell in pack.cells for run in corrupted]
+        logits = self.executor.logits(runs, len(prompt.answer_ids))
+        n = len(corrupted)
+        return {
+            cell.id: read_answer(logits[i * n : (i + 1) * n], prompt.answer_ids)
+            for i, cell in enumerate(pack.cells)
+        }
+
+    def _tail(self, prompt: Prompt) -> tuple[int, ...]:
+        return prompt.answer_ids[:-1]
+
+    def _clean(self, prompt: Prompt) -> Run:
+        return Run(prompt.ids + self._tail(prompt))
+
+    def _corrupted(self, prompt: Prompt) -> list[Run]:
+        if prompt.corrupted_ids is not None and self.noise_level is None:
+            return [Run(prompt.corrupted_ids + self._tail(prompt))]
+        assert self.noise_level is not None
+        site = Site(TOKEN_EMBEDDING, 0, prompt.role("subject"))
+        seed = self.plan.draw_seeds[prompt.index]
+        return [
+            Run(prompt.ids + self._tail(prompt), (Edit(site, Noise(self.noise_level, seed, draw)),))
+            for draw in range(self.plan.draws)
+        ]
+
+    def _restored(self, cell: Cell, corrupted: Run) -> Run:
+        """The corrupted run with the cell's states from the clean run put back.
+
+        Under `sever` the severed component stays at its value in the corrupted run, at the
+        restored position and in every layer.
+        """
+        prompt = self.plan.prompts[cell.prompt]
+        at = (cell.position,)
+        restored = [
+            Edit(Site(cell.component, layer, at), Vanilla(), self._clean(prompt))
+            for layer in cell.layers
+        ]
+        held: list[Edit] = []
+        if cell.sever is not None:
+            assert self.plan.facts is not None
+            held = [
+                Edit(Site(cell.sever, layer, at), Vanilla(), corrupted)
+                for layer in range(self.plan.facts.n_layers)
+            ]
+        return Run(corrupted.ids, (*corrupted.edits, *restored, *held))
+
+
+def embedding_sigma(plan: Plan, model: LoadedModel, over: str) -> float:
+    """Standard deviation of embedding entries: one scalar, as `collect_embedding_std` has it.
+
+    Over the tokens of all subjects loaded, each tokenised by itself, with repeats, or over the
+    whole vocabulary.
+    """
+    weight = token_embeddings(model)
+    if over == "subjects":
+        tokens = [t for prompt in plan.prompts.values() for t in prompt.subject_ids]
+        weight = weight[torch.tensor(tokens, device=weight.device)]
+    return float(weight.double().std())
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run: its journal, and what this session adds to the record (empty: nothing)."""
+
+    journal: Journal
+    record: dict[str, Any]
+
+
+def run_trace(plan: Plan, folder: Path, progress: Progress) -> Outcome:
+    """Compute what is not in the folder's journal yet. The caller holds the folder's lock.
+
+    Raises:
+        ResumeError: the journal was begun under other versions, device or threads, or is
+            damaged.
+        ModelError, EngineError, StorageError: as their docstrings say; the journal keeps
+            what was finished.
+    """
+    began = time.monotonic()
+    path = folder / journals.JOURNAL
+    journal = journals.read(path, repair=True)
+    threads = records.threads(plan.spec.run.threads)
+    packs = make_packs(plan, journal.adopted) if journal else []
+    if journal and _pending(plan, packs, journal) == 0:
+        return Outcome(journal, {})
+    model = load_model(plan.files, plan.spec.model, plan.spec.seed, plan.spec.run.device)
+    environment = records.environment(str(model.device), threads)
+    tracer = Tracer(plan, model)
+    if journal is None:
+        wanted = {cell.id for cell in plan.cells} | set(plan.baselines.values())
+        found = journals.find_elsewhere(folder, wanted, environment)
+        journal = journals.begin(path, environment, tracer.notes, found)
+        packs = make_packs(plan, journal.adopted)
+    elif changes := journals.difference(journal.environment, environment):
+        raise ResumeError(
+            f"{folder}: begun under other conditions ({'; '.join(changes)}): going on would mix "
+            "results. Restore them, or begin again with --fresh (what is there is set aside)"
+        )
+    _go(plan, tracer, journal, packs, progress)
+    return Outcome(
+        journal,
+        {
+            "seconds": round(time.monotonic() - began, 1),
+            "peak_memory_bytes": records.peak_memory(),
+        },
+    )
+
+
+def wanted_prompts(plan: Plan, journal: Journal) -> list[int]:
+    """Prompts that are traced, of those whose baseline is known."""
+    known = {p: journal[key] for p, key in plan.baselines.items() if key in journal}
+    every = plan.spec.data.keep == "all"
+    return [p for p, record in known.items() if every or record["correct"]]
+
+
+def _pending(plan: Plan, packs: list[Pack], journal: Journal) -> int:
+    """Packs and baselines still to do."""
+    unknown = sum(key not in journal for key in plan.baselines.values())
+    wanted = set(wanted_prompts(plan, journal))
+    return unknown + sum(
+        pack.prompt in wanted and any(cell.id not in journal for cell in pack.cells)
+        for pack in packs
+    )
+
+
+def _go(
+    plan: Plan, tracer: Tracer, journal: Journal, packs: list[Pack], progress: Progress
+) -> None:
+    for index, prompt in plan.prompts.items():
+        progress(f"clean and corrupted runs of prompt {index}", 0, 0)
+        if plan.baselines[index] not in journal:
+            journal.append({plan.baselines[index]: tracer.baseline(prompt)})
+    wanted = wanted_prompts(plan, journal)
+    if not wanted:
+        raise IntervError(_nothing_known(plan, journal))
+    by_prompt: dict[int, list[Pack]] = {p: [] for p in wanted}
+    for pack in packs:
+        if pack.prompt in by_prompt:
+            by_prompt[pack.prompt].append(pack)
+    total = sum(len(pack.cells) for of_prompt in by_prompt.values() for pack in of_prompt)
+    done = 0
+    for index, of_prompt in by_prompt.items():
+        prompt = plan.prompts[index]
+        fresh = [pack for pack in of_prompt if any(c.id not in journal for c in pack.cells)]
+        if fresh:
+            tracer.prepare(prompt, [cell for pack in of_prompt for cell in pack.cells])
+        for pack in of_prompt:
+            if pack in fresh:
+                journal.append(tracer.pack(pack))
+            done += len(pack.cells)
+            progress(prompt.subject_text, done, total)
+
+
+def _nothing_known(plan: Plan, journal: Journal) -> str:
+    tokenizer = plan.files.tokenizer
+    assert tokenizer is not None
+    lines = [
+        f"  {p.text!r}: expected {p.answer!r}, the model says "
+        f"{tokenizer.decode(journal[plan.baselines[i]]['top'])!r}"
+        for i, p in list(plan.prompts.items())[:5]
+    ]
+    return (
+        "no prompt is left: the model's top answer is wrong for each (data.keep: correct)\n"
+        + "\n".join(lines)
+        + "\nSet data.keep=all to trace them all the same"
+    )
+
+
+def measure(plan: Plan) -> tuple[float, float]:
+    """Load the model and time one pack.
+
+    Returns:
+        Seconds to load, and seconds for one pack of the plan's usual size.
+    """
+    began = time.monotonic()
+    records.threads(plan.spec.run.threads)
+    model = load_model(plan.files, plan.spec.model, plan.spec.seed, plan.spec.run.device)
+    loaded = time.monotonic() - began
+    tracer = Tracer(plan, model)
+    pack = make_packs(plan)[0]
+    tracer.prepare(plan.prompts[pack.prompt], list(pack.cells))
+    tracer.pack(pack)  # the first call is slower
+    began = time.monotonic()
+    tracer.pack(pack)
+    return loaded, time.monotonic() - began

@@ -1,0 +1,315 @@
+"""The spec as pydantic models: which sections a file may have, and what they mean.
+
+Nothing here needs torch. Strict types: a string is never read as a number. A field's
+description is what `interv schema` hands to editors.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic_core import PydanticCustomError
+
+from interv.spec import axes
+
+ROLES = (
+    "first_subject",
+    "middle_subject",
+    "last_subject",
+    "first_subsequent",
+    "further",
+    "last",
+)
+"""Places that every prompt has, as in figure 2 of Meng et al. 2022 (arXiv 2202.05262)."""
+
+POSITION_NAMES = (*ROLES, "roles", "subject")
+
+Component = Literal[
+    "block_input",
+    "block_output",
+    "mlp_input",
+    "mlp_activation",
+    "mlp_output",
+    "attention_input",
+    "attention_output",
+]
+Metric = Literal["probability", "log_probability", "logit", "rank"]
+Dtype = Literal["float32", "float64", "bfloat16", "float16"]
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys are errors, values are never coerced."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+def _wrong(message: str, expected: str) -> PydanticCustomError:
+    # Braces would be read as template fields.
+    return PydanticCustomError("interv", "{message}", {"message": message, "expected": expected})
+
+
+def _axis_check(names: tuple[str, ...], *, negative: bool) -> AfterValidator:
+    def check(value: Any) -> Any:
+        try:
+            axes.check(value, names, negative=negative)
+        except axes.AxisError as error:
+            raise _wrong(str(error), error.expected) from None
+        return value
+
+    return AfterValidator(check)
+
+
+def _axis_schema(names: tuple[str, ...], *, negative: bool) -> WithJsonSchema:
+    minimum: dict[str, Any] = {} if negative else {"minimum": 0}
+    item = {
+        "anyOf": [
+            {"type": "integer", **minimum},
+            {"enum": ["all", *names]},
+            {"type": "string", "pattern": r"^\d+\s*-\s*\d+$"},
+        ]
+    }
+    listed = {"type": "array", "items": item, "minItems": 1}
+    return WithJsonSchema({"anyOf": [*item["anyOf"], listed]})
+
+
+Layers = Annotated[Any, _axis_check((), negative=False), _axis_schema((), negative=False)]
+Positions = Annotated[
+    Any,
+    _axis_check(POSITION_NAMES, negative=True),
+    _axis_schema(POSITION_NAMES, negative=True),
+]
+
+
+def _one_or_list(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
+class ModelSection(Section):
+    """Which model, from where, in which numbers. A bare string is a `name` or a `path`."""
+
+    name: str | None = Field(None, min_length=1, description="`smollm2-135m` or a hub name")
+    revision: str | None = Field(None, description="branch, tag or commit of a hub model")
+    path: str | None = Field(None, description="a local folder or GGUF file, from this file")
+    config: dict[str, Any] | None = Field(
+        None, description="a config.json as a mapping: random weights made from the seed"
+    )
+    tokenizer: str | None = Field(
+        None, description="folder or tokenizer.json, where the model has none of its own"
+    )
+    dtype: Dtype = Field("float32", description="the numbers that the model computes in")
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    device_map: str | None = Field(None, description="as in transformers: `auto` spreads a model")
+    prepend_bos: bool | None = Field(
+        None, description="begin-of-text token first; unset: as the model's own tokenizer does"
+    )
+    chat_template: bool = Field(
+        False, description="wrap each prompt as a user's turn in the model's chat template"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_string(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            local = value.startswith((".", "/", "~")) or value.endswith(".gguf")
+            return {"path" if local else "name": value}
+        return value
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> ModelSection:
+        given = [k for k in ("name", "path", "config") if getattr(self, k) is not None]
+        if len(given) != 1:
+            raise _wrong(
+                f"the model has {' and '.join(given) or 'no origin'}",
+                "exactly one of name, path, config",
+            )
+        if self.revision is not None and self.name is None:
+            raise _wrong("a revision without a hub name", "name with revision")
+        return self
+
+
+class Fact(Section):
+    """One prompt, the subject in it, and the answer that should follow."""
+
+    prompt: str = Field(min_length=1)
+    subject: str = Field(min_length=1, description="must stand in the prompt")
+    answer: str = Field(min_length=1, description="what follows the prompt")
+    occurrence: int | None = Field(
+        None, ge=1, description="which one, where the subject occurs more than once"
+    )
+    corrupted_subject: str | None = Field(
+        None, min_length=1, description="stands in for the subject under corrupt.type: prompt"
+    )
+
+
+class FactColumns(Section):
+    """Names of the columns in a data file."""
+
+    prompt: str = "prompt"
+    subject: str = "subject"
+    answer: str = "attribute"
+    corrupted_subject: str = "corrupted_subject"
+
+
+class FactsSection(Section):
+    """Prompts with a subject and an answer: in the spec, or in a file of ROME's shape."""
+
+    facts: list[Fact] | None = Field(None, min_length=1)
+    file: str | None = Field(None, description="JSON, JSONL or CSV, from this file")
+    columns: FactColumns = FactColumns()
+    limit: int | None = Field(None, ge=1, description="only the first so many facts")
+    keep: Literal["correct", "all"] = Field(
+        "correct", description="`correct`: only facts where the model's top answer is right"
+    )
+    join: str | None = Field(
+        None,
+        description="goes between prompt and an answer that does not start with a space; unset: "
+        "a space, or nothing after a chat template",
+    )
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> FactsSection:
+        if (self.facts is None) == (self.file is None):
+            raise _wrong("the data has neither or both", "exactly one of facts, file")
+        return self
+
+
+class NoiseCorruption(Section):
+    """Gaussian noise on the embeddings of the subject (Meng et al. 2022, section 2.1)."""
+
+    type: Literal["noise"]
+    level: Annotated[
+        float | str,
+        WithJsonSchema(
+            {"anyOf": [{"type": "number"}, {"type": "string", "pattern": r"^[\d.]+s$"}]}
+        ),
+    ] = Field("3s", description="a number, or a multiple of the embeddings' standard deviation")
+    sigma_over: Literal["subjects", "vocabulary"] = Field(
+        "subjects", description="which embeddings `s` is taken over: one scalar for all prompts"
+    )
+    samples: int = Field(10, ge=1, description="noise draws for each prompt")
+    draw_seed: int | None = Field(
+        None,
+        ge=0,
+        lt=2**32,
+        description="numpy.random.RandomState(draw_seed) anew for each prompt, as the authors do "
+        "(1); unset: from `seed` and the prompt",
+    )
+
+    @model_validator(mode="after")
+    def _level(self) -> NoiseCorruption:
+        multiple, number = self.multiple, self.level
+        value = multiple if multiple is not None else number
+        if not isinstance(value, int | float) or not 0 < value < float("inf"):
+            raise _wrong(f"noise level {self.level!r}", "a number above 0, or a multiple like 3s")
+        return self
+
+    @property
+    def multiple(self) -> float | None:
+        """The k of `ks`; None where the level is a plain number."""
+        if isinstance(self.level, str) and self.level.endswith("s"):
+            try:
+                return float(self.level[:-1])
+            except ValueError:
+                return None
+        return None
+
+
+class PromptCorruption(Section):
+    """Symmetric token replacement: the subject gives way to `corrupted_subject`."""
+
+    type: Literal["prompt"]
+
+
+class TraceGrid(Section):
+    """A product of axes: what is restored, in which layers, at which positions."""
+
+    component: Annotated[list[Component], Field(min_length=1)]
+    layers: Layers = "all"
+    positions: Positions = "all"
+    window: int = Field(
+        1, ge=1, description="layers restored together: [l - w//2, l + ceil(w/2)), clipped"
+    )
+    sever: Component | None = Field(
+        None,
+        description="held at its corrupted value at the restored position in every layer "
+        "(figure 3 of Meng et al. 2022)",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _single_component(cls, value: Any) -> Any:
+        if isinstance(value, dict) and isinstance(value.get("component"), str):
+            return {**value, "component": [value["component"]]}
+        return value
+
+
+class FiguresSection(Section):
+    """Which picture files are written."""
+
+    formats: Annotated[list[Literal["png", "svg", "pdf"]], Field(min_length=1)] = ["png", "svg"]
+    dpi: int = Field(150, ge=30, le=1200)
+
+
+class Claim(Section):
+    """One published number or shape, and how close ours must come."""
+
+    claim: str = Field(min_length=1, description="in words, for the table")
+    where: dict[str, str | int | None] = Field(
+        default_factory=dict, description="columns of summary.csv and the values they must have"
+    )
+    of: Literal["value", "clean", "corrupted", "effect"] = "value"
+    reduce: Literal["only", "max", "min", "mean", "layer_of_max"] = "only"
+    value: float | None = None
+    tolerance: float | None = Field(None, ge=0)
+    between: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
+    source: str = Field(min_length=1, description="paper, figure, and how the value was read")
+    on_miss: Literal["fail", "note"] = "fail"
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Claim:
+        near = self.value is not None and self.tolerance is not None
+        if near == (self.between is not None) or (self.value is None) != (self.tolerance is None):
+            raise _wrong("no form of comparison", "value with tolerance, or between: [low, high]")
+        return self
+
+
+class RunSection(Section):
+    """How it is computed; changes no result beyond the last bits."""
+
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")
+    threads: int | None = Field(None, ge=1, description="CPU threads; unset: torch's choice")
+    max_tokens: int = Field(1024, ge=1, description="tokens in one forward, about")
+
+
+class TraceSpec(Section):
+    """Causal tracing (Meng et al. 2022): corrupt the subject, restore single states."""
+
+    kind: Literal["trace"]
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder under outputs/")
+    model: ModelSection
+    seed: int = Field(0, ge=0, lt=2**32)
+    data: FactsSection
+    corrupt: Annotated[NoiseCorruption | PromptCorruption, Field(discriminator="type")]
+    grid: Annotated[list[TraceGrid], Field(min_length=1)]
+    metric: Annotated[list[Metric], Field(min_length=1)] = ["probability"]
+    figures: FiguresSection = FiguresSection()
+    reference: list[Claim] = Field(default_factory=list)
+    run: RunSection = RunSection()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _single_entries(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            singles = {"grid": dict, "metric": str}
+            value = {
+                k: _one_or_list(v) if isinstance(v, singles.get(k, ())) else v
+                for k, v in value.items()
+            }
+        return value
+
+
+Spec = TraceSpec
+"""Every kind of spec; a union once there are several."""
+
+KINDS: dict[str, type[Spec]] = {"trace": TraceSpec}

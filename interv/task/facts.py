@@ -1,0 +1,266 @@
+"""Facts (a prompt, the subject in it, the answer that follows) as tokens, spans and roles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from interv.errors import Mark, ModelError, Problem, nearest
+from interv.models import PromptTokenizer, Tokens
+from interv.spec import LoadedSpec
+from interv.spec.schema import Fact, FactsSection
+from interv.task.files import read_records
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One fact, tokenised.
+
+    Attributes:
+        index: its row in the data, from 0; `prompt_id` in the results.
+        ids: token ids of the prompt, with the begin-of-text token if there is one.
+        tokens: their texts.
+        answer_ids: token ids of the answer; several are scored by teacher forcing.
+        subject: tokens `[first, last)` of the subject.
+        subject_ids: token ids of the subject by itself, as the authors tokenise it for the
+            standard deviation of the embeddings.
+        corrupted_ids: the prompt with another subject; as many tokens as `ids`.
+    """
+
+    index: int
+    text: str
+    subject_text: str
+    answer: str
+    ids: tuple[int, ...]
+    tokens: tuple[str, ...]
+    answer_ids: tuple[int, ...]
+    subject: tuple[int, int]
+    subject_ids: tuple[int, ...]
+    corrupted_ids: tuple[int, ...] | None = None
+
+    @property
+    def first_changed(self) -> int:
+        """The first position at which the corrupted run differs from the clean one."""
+        if self.corrupted_ids is None:
+            return self.subject[0]
+        pairs = zip(self.ids, self.corrupted_ids, strict=True)
+        return next(i for i, (a, b) in enumerate(pairs) if a != b)
+
+    def role(self, name: str) -> tuple[int, ...]:
+        """Positions of a role; empty where this prompt has none.
+
+        The roles of figure 2 of Meng et al. 2022: a subject of one token is both the first
+        and the last of the subject, and the token after it may be the last of the prompt.
+        """
+        first, end = self.subject
+        last = len(self.ids) - 1
+        return {
+            "subject": tuple(range(first, end)),
+            "first_subject": (first,),
+            "middle_subject": tuple(range(first + 1, end - 1)),
+            "last_subject": (end - 1,),
+            "first_subsequent": (end,) if end <= last else (),
+            "further": tuple(range(end + 1, last)),
+            "last": (last,),
+        }[name]
+
+
+class _WrongFactError(Exception):
+    """Why a fact cannot be used: the field, a message, what was expected."""
+
+    def __init__(self, field: str, message: str, expected: str | None = None) -> None:
+        super().__init__(message)
+        self.field, self.message, self.expected = field, message, expected
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How text becomes tokens: the tokenizer, with the spec's explicit choices applied."""
+
+    tokenizer: PromptTokenizer
+    prepend_bos: bool
+    chat_template: bool
+    join: str
+
+    def encode(self, text: str) -> Tokens:
+        return self.tokenizer.encode(text, prepend_bos=self.prepend_bos)
+
+    def prompt(self, index: int, fact: Fact) -> Prompt:
+        """Tokenise one fact; raises _WrongFactError."""
+        text, offset = self._wrap(fact.prompt)
+        tokens = self.encode(text)
+        start = offset + self._find(fact)
+        subject = tokens.span(text, start, start + len(fact.subject))
+        if subject == (0, 0):
+            raise _WrongFactError("subject", f"the subject {fact.subject!r} is blank")
+        joined = fact.answer if fact.answer[:1].isspace() else self.join + fact.answer
+        both = self.encode(text + joined).ids
+        if both[: len(tokens.ids)] != tokens.ids:
+            raise _WrongFactError(
+                "answer",
+                f"the answer {joined!r} runs together with the prompt's last token "
+                f"{self.tokenizer.decode(tokens.ids[-1])!r}",
+                "an answer that begins a new token; see data.join",
+            )
+        answer_ids = both[len(tokens.ids) :]
+        if not answer_ids:
+            raise _WrongFactError("answer", f"the answer {joined!r} has no tokens")
+        return Prompt(
+            index=index,
+            text=text,
+            subject_text=fact.subject,
+            answer=joined,
+            ids=tokens.ids,
+            tokens=tuple(self.tokenizer.decode(i) for i in tokens.ids),
+            answer_ids=answer_ids,
+            subject=subject,
+            subject_ids=self.tokenizer.encode(fact.subject).ids,
+            corrupted_ids=self._corrupted(fact, text, start, tokens),
+        )
+
+    def _wrap(self, prompt: str) -> tuple[str, int]:
+        """The text that the model sees, and where in it the prompt begins."""
+        if not self.chat_template:
+            return prompt, 0
+        text = self.tokenizer.chat(prompt)
+        if text.count(prompt) != 1:
+            raise _WrongFactError("prompt", "the chat template holds the prompt not exactly once")
+        return text, text.index(prompt)
+
+    @staticmethod
+    def _find(fact: Fact) -> int:
+        starts = []
+        at = fact.prompt.find(fact.subject)
+        while at >= 0:
+            starts.append(at)
+            at = fact.prompt.find(fact.subject, at + 1)
+        if not starts:
+            words = fact.prompt.split()
+            n = len(fact.subject.split())
+            runs = [" ".join(words[i : i + n]) for i in range(len(words) - n + 1)]
+            near = nearest(fact.subject, runs)
+            raise _WrongFactError(
+                "subject",
+                f"the subject {fact.subject!r} is not in the prompt {fact.prompt!r}",
+                f"{near!r}, perhaps" if near else "words that stand in the prompt",
+            )
+        if fact.occurrence is None and len(starts) > 1:
+            raise _WrongFactError(
+                "subject",
+                f"the subject {fact.subject!r} is in the prompt {len(starts)} times: which one?",
+                f"occurrence: 1 to {len(starts)} beside it",
+            )
+        wanted = fact.occurrence or 1
+        if wanted > len(starts):
+            raise _WrongFactError(
+                "occurrence",
+                f"the subject is in the prompt {len(starts)} time(s), not {wanted}",
+                f"1 to {len(starts)}",
+            )
+        return starts[wanted - 1]
+
+    def _corrupted(
+        self, fact: Fact, text: str, start: int, tokens: Tokens
+    ) -> tuple[int, ...] | None:
+        if fact.corrupted_subject is None:
+            return None
+        changed = text[:start] + fact.corrupted_subject + text[start + len(fact.subject) :]
+        ids = self.encode(changed).ids
+        if len(ids) != len(tokens.ids):
+            raise _WrongFactError(
+                "corrupted_subject",
+                f"with {fact.corrupted_subject!r} the prompt has {len(ids)} tokens, with "
+                f"{fact.subject!r} {len(tokens.ids)}",
+                "a subject of as many tokens",
+            )
+        if ids == tokens.ids:
+            raise _WrongFactError("corrupted_subject", "the corrupted prompt is the clean one")
+        return ids
+
+
+def make_reader(loaded: LoadedSpec, tokenizer: PromptTokenizer) -> Reader:
+    """Apply the spec's choices; an unset one takes the model's own default."""
+    model, join = loaded.spec.model, loaded.spec.data.join
+    bos = tokenizer.adds_bos if model.prepend_bos is None else model.prepend_bos
+    if join is None:
+        join = "" if model.chat_template else " "
+    return Reader(tokenizer, bos, model.chat_template, join)
+
+
+def read_facts(loaded: LoadedSpec) -> tuple[list[tuple[Fact, Mark | None, int]], list[Problem]]:
+    """The facts of a spec, each with its place (None: in the spec) and its index.
+
+    Raises:
+        SpecError: the data file cannot be read at all.
+    """
+    data = loaded.spec.data
+    if data.facts is not None:
+        return [(fact, None, i) for i, fact in enumerate(data.facts[: data.limit])], []
+    assert data.file is not None
+    path = Path(data.file)
+    if not path.is_file():
+        siblings = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
+        near = nearest(path.name, siblings)
+        return [], [loaded.problem(("data", "file"), f"{path} is not a file", None, near)]
+    records = read_records(path)
+    facts: list[tuple[Fact, Mark | None, int]] = []
+    problems: list[Problem] = []
+    for index, (record, mark) in enumerate(records[: data.limit]):
+        wrong = list(_missing(record, data, mark))
+        if not wrong:
+            columns = data.columns.model_dump()
+            values = {f: record[c] for f, c in columns.items() if record.get(c)}
+            facts.append((Fact(**values), mark, index))
+        elif wrong[0].message.startswith("no column"):
+            return [], wrong
+        problems += wrong
+    return facts, problems
+
+
+def _missing(record: dict[str, object], data: FactsSection, mark: Mark) -> Iterator[Problem]:
+    for field in ("prompt", "subject", "answer"):
+        column = getattr(data.columns, field)
+        if column not in record:
+            have = [str(k) for k in record]
+            yield Problem(
+                f"no column '{column}' for the {field}",
+                mark,
+                f"one of its columns ({', '.join(have)}) under data.columns.{field}",
+                nearest(column, have),
+            )
+        elif not isinstance(record[column], str) or not record[column]:
+            yield Problem(f"column '{column}' is {record[column]!r}", mark, "text")
+
+
+def read_prompts(
+    loaded: LoadedSpec, tokenizer: PromptTokenizer
+) -> tuple[list[Prompt], list[Problem]]:
+    """Tokenise every fact of a spec.
+
+    Returns:
+        The prompts, and a problem for each fact that cannot be used.
+    """
+    facts, problems = read_facts(loaded)
+    needs_corrupted = loaded.spec.corrupt.type == "prompt"
+    prompts: list[Prompt] = []
+    try:
+        reader = make_reader(loaded, tokenizer)
+        for fact, mark, index in facts:
+            try:
+                if needs_corrupted and fact.corrupted_subject is None:
+                    raise _WrongFactError(
+                        "corrupted_subject",
+                        f"the fact about {fact.subject!r} has no corrupted_subject",
+                        "one, for corrupt.type: prompt",
+                    )
+                prompts.append(reader.prompt(index, fact))
+            except _WrongFactError as wrong:
+                if mark is None:
+                    at = ("data", "facts", index, wrong.field)
+                    problems.append(loaded.problem(at, wrong.message, wrong.expected))
+                else:
+                    problems.append(Problem(wrong.message, mark, wrong.expected))
+    except ModelError as error:
+        problems.append(loaded.problem(("model",), str(error)))
+    return prompts, problems
