@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import rich.console
+from rich.box import SIMPLE_HEAD
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -54,17 +55,20 @@ class Console:
             yield tell
 
     def top(self, summary: pd.DataFrame, made: Plan) -> None:
-        """The places with the largest effect, for each component and metric."""
+        """The places with the largest effect, each in its best layer, by component and metric."""
         from interv.report.tables import by_site
 
         metrics = list(dict.fromkeys(summary["metric"]))
-        table = Table(title=f"largest effects ({', '.join(metrics)})", title_justify="left")
+        title = f"largest effects ({', '.join(metrics)})"
+        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
         for name in ("component", "layer", "place", "value", "effect", "95 % interval", "n"):
-            table.add_column(name, justify="left" if name in ("component", "place") else "right")
+            left = name in ("component", "place")
+            table.add_column(name, justify="left" if left else "right", no_wrap=True)
         for metric, of_metric in summary.groupby("metric", sort=False):
             lower_is_better = metric == "rank"
             for *_, frame in by_site(of_metric):
-                best = frame.sort_values("mean", ascending=lower_is_better).head(_TOP)
+                ordered = frame.sort_values("mean", ascending=lower_is_better)
+                best = ordered.drop_duplicates(["role", "pos", "token"]).head(_TOP)
                 for row in best.to_dict("records"):
                     severed = f" without {row['severed']}" if row["severed"] else ""
                     place = row["role"] or f"{row['pos']} {row['token']!r}"
@@ -87,7 +91,7 @@ class Console:
         """The reference's claims, each with what was found."""
         if not verdicts:
             return
-        table = Table(title="reference", title_justify="left")
+        table = Table(title="reference", title_justify="left", box=SIMPLE_HEAD)
         for name in ("claim", "found", "wanted", "verdict"):
             table.add_column(name)
         for verdict in verdicts:

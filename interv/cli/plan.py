@@ -87,7 +87,7 @@ def _measured(made: Plan, facts: dict[str, Any]) -> dict[str, Any]:
     return {
         "seconds_to_load": round(load, 2),
         "seconds_for_one_forward": round(pack, 3),
-        "seconds_to_go": round(load + pack * facts["forwards"], 1),
+        "seconds_to_go": round(load + pack * facts["forwards"], 2),
     }
 
 

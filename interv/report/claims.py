@@ -36,6 +36,14 @@ def check_claims(claims: list[Claim], summary: pd.DataFrame) -> list[Verdict]:
     return [_check(claim, summary) for claim in claims]
 
 
+def _match(column: pd.Series[Any], wanted: str | int | None) -> pd.Series[bool]:
+    """Rows with this value; `8-11` is a range where the column holds numbers."""
+    if isinstance(wanted, str) and pd.api.types.is_numeric_dtype(column):
+        low, _, high = wanted.partition("-")
+        return column.between(int(low), int(high or low))
+    return column == ("" if wanted is None else wanted)
+
+
 def _check(claim: Claim, summary: pd.DataFrame) -> Verdict:
     rows = summary
     for column, wanted in claim.where.items():
@@ -43,7 +51,7 @@ def _check(claim: Claim, summary: pd.DataFrame) -> Verdict:
             near = nearest(column, list(summary.columns))
             hint = f"; did you mean '{near}'?" if near else ""
             raise IntervError(f"reference '{claim.claim}': no column '{column}'{hint}")
-        rows = rows[rows[column] == ("" if wanted is None else wanted)]
+        rows = rows[_match(rows[column], wanted)]
     if rows.empty or (claim.reduce == "only" and len(rows) != 1):
         raise IntervError(
             f"reference '{claim.claim}': {len(rows)} rows of summary.csv match {claim.where}"

@@ -6,6 +6,7 @@ description is what `interv schema` hands to editors.
 
 from __future__ import annotations
 
+from math import inf
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
@@ -174,16 +175,42 @@ class FactsSection(Section):
         return self
 
 
+def _multiple(level: object) -> float | None:
+    """The k of `ks`; None for anything else."""
+    try:
+        return float(level[:-1]) if isinstance(level, str) and level.endswith("s") else None
+    except ValueError:
+        return None
+
+
+def _check_level(level: Any) -> Any:
+    value = _multiple(level) if isinstance(level, str) else level
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < inf:
+        raise _wrong(f"noise level {level!r}", "a number above 0, or a multiple like 3s")
+    return level
+
+
+NoiseLevel = Annotated[
+    Any,
+    AfterValidator(_check_level),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "number", "exclusiveMinimum": 0},
+                {"type": "string", "pattern": r"^[\d.]+s$"},
+            ]
+        }
+    ),
+]
+
+
 class NoiseCorruption(Section):
     """Gaussian noise on the embeddings of the subject (Meng et al. 2022, section 2.1)."""
 
     type: Literal["noise"]
-    level: Annotated[
-        float | str,
-        WithJsonSchema(
-            {"anyOf": [{"type": "number"}, {"type": "string", "pattern": r"^[\d.]+s$"}]}
-        ),
-    ] = Field("3s", description="a number, or a multiple of the embeddings' standard deviation")
+    level: NoiseLevel = Field(
+        "3s", description="a number, or a multiple of the embeddings' standard deviation"
+    )
     sigma_over: Literal["subjects", "vocabulary"] = Field(
         "subjects", description="which embeddings `s` is taken over: one scalar for all prompts"
     )
@@ -196,23 +223,10 @@ class NoiseCorruption(Section):
         "(1); unset: from `seed` and the prompt",
     )
 
-    @model_validator(mode="after")
-    def _level(self) -> NoiseCorruption:
-        multiple, number = self.multiple, self.level
-        value = multiple if multiple is not None else number
-        if not isinstance(value, int | float) or not 0 < value < float("inf"):
-            raise _wrong(f"noise level {self.level!r}", "a number above 0, or a multiple like 3s")
-        return self
-
     @property
     def multiple(self) -> float | None:
-        """The k of `ks`; None where the level is a plain number."""
-        if isinstance(self.level, str) and self.level.endswith("s"):
-            try:
-                return float(self.level[:-1])
-            except ValueError:
-                return None
-        return None
+        """The k of a level `ks`; None where the level is a plain number."""
+        return _multiple(self.level)
 
 
 class PromptCorruption(Section):
@@ -256,7 +270,8 @@ class Claim(Section):
 
     claim: str = Field(min_length=1, description="in words, for the table")
     where: dict[str, str | int | None] = Field(
-        default_factory=dict, description="columns of summary.csv and the values they must have"
+        default_factory=dict,
+        description="columns of summary.csv and the values they must have; a range of layers: 8-11",
     )
     of: Literal["value", "clean", "corrupted", "effect"] = "value"
     reduce: Literal["only", "max", "min", "mean", "layer_of_max"] = "only"

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+
+from interv.report.figures import draw
+from tests.conftest import SpecWriter
+from tests.test_tables import FACTS, tables
+
+
+def names_and_sizes(path: Path) -> dict[str, int]:
+    plan, _, results, summary = tables(path)
+    return {name: len(content) for name, content in draw(plan, results, summary)}
+
+
+def test_one_fact_has_a_map_for_each_component_and_a_panel(write_spec: SpecWriter) -> None:
+    sizes = names_and_sizes(write_spec())
+    stems = {"trace_block_output", "trace_mlp_output", "trace_panel"}
+    assert set(sizes) == {f"{stem}.{kind}" for stem in stems for kind in ("png", "svg")}
+    assert min(sizes.values()) > 2000
+
+
+def test_roles_over_facts_have_averages_and_lines(write_spec: SpecWriter) -> None:
+    grid = [
+        {"component": "block_output", "positions": "roles"},
+        {"component": "block_output", "positions": "roles", "sever": "mlp_output"},
+    ]
+    path = write_spec(
+        data={"facts": FACTS, "keep": "all"},
+        grid=grid,
+        figures={"formats": ["png"]},
+        metric=["probability", "rank"],
+    )
+    assert set(names_and_sizes(path)) == {
+        f"{name}.png"
+        for metric in ("probability", "rank")
+        for name in (
+            f"average_{metric}_block_output",
+            f"average_{metric}_block_output_without_mlp_output",
+            f"average_{metric}_panel",
+            f"lines_{metric}",
+        )
+    }
+
+
+def test_the_same_run_draws_the_same_bytes(write_spec: SpecWriter) -> None:
+    plan, _, results, summary = tables(write_spec(figures={"formats": ["png", "svg", "pdf"]}))
+    assert draw(plan, results, summary) == draw(plan, results, summary)
+
+
+@pytest.mark.parametrize("n_layers", [2, 48])
+def test_a_wide_model_and_a_long_prompt_stay_readable(
+    write_spec: SpecWriter, gpt2_folder: Path, n_layers: int
+) -> None:
+    from tests.conftest import tiny_config
+
+    model = {"config": {**tiny_config("gpt2"), "n_layer": n_layers}, "tokenizer": str(gpt2_folder)}
+    prompt = "The Space Needle $x_1$ " + "is in downtown " * 16 + "in\n"
+    fact = {"prompt": prompt, "subject": "Needle $x", "answer": "Seattle"}
+    path = write_spec(
+        model=model,
+        data={"facts": [fact], "keep": "all"},
+        grid={"component": "block_output"},
+        figures={"formats": ["png"], "dpi": 100},
+    )
+    plan, _, results, summary = tables(path)
+    [(_, png)] = draw(plan, results, summary)
+    width, height = struct.unpack(">II", png[16:24])
+    assert height > 14 * len(plan.prompts[0].tokens), "rows closer together than their letters"
+    assert width > 5 * n_layers

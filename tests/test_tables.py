@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from interv.plan import Plan, make_plan
+from interv.report.tables import results_table, summary_table
+from interv.run.journal import Journal
+from interv.spec import load_spec
+from tests.conftest import PROMPT, SpecWriter
+
+FACTS = [
+    {"prompt": PROMPT, "subject": "The Space Needle", "answer": "Seattle"},
+    {"prompt": "The Old Bridge of Mostar is in downtown", "subject": "The Old Bridge of Mostar",
+     "answer": "Mostar"},
+    {"prompt": "The Eiffel Tower is located in the city of", "subject": "The Eiffel Tower",
+     "answer": "Paris"},
+]  # fmt: skip
+
+
+def invented(plan: Plan, path: Path) -> Journal:
+    """A journal of seeded numbers in place of a model's."""
+    random = np.random.default_rng(0)
+
+    def record(n: int) -> dict[str, list[float]]:
+        return {
+            "log_probability": (-random.exponential(size=n)).tolist(),
+            "logit": random.normal(size=n).tolist(),
+            "rank": random.integers(0, 9, size=n).astype(float).tolist(),
+        }
+
+    records: dict[str, dict[str, object]] = {c.id: record(plan.draws) for c in plan.cells}
+    for key in plan.baselines.values():
+        records[key] = {
+            "clean": record(1), "corrupted": record(plan.draws), "correct": True, "top": 1,
+        }  # fmt: skip
+    return Journal(path, {}, {}, {}, records)
+
+
+def tables(path: Path) -> tuple[Plan, Journal, pd.DataFrame, pd.DataFrame]:
+    plan = make_plan(load_spec(path))
+    journal = invented(plan, path)
+    results = results_table(plan, journal)
+    return plan, journal, results, summary_table(plan, journal, results)
+
+
+def test_columns(write_spec: SpecWriter) -> None:
+    _, _, results, summary = tables(write_spec())
+    wanted = "prompt_id component layer window pos token metric value clean corrupted effect"
+    assert set(wanted.split()) <= set(results.columns)
+    assert {"n", "mean", "sem", "ci_low", "ci_high"} <= set(summary.columns)
+
+
+def test_one_prompt_counts_its_draws(write_spec: SpecWriter) -> None:
+    corrupt = {"type": "noise", "level": 1.0, "samples": 8}
+    plan, journal, results, summary = tables(write_spec(corrupt=corrupt))
+    assert len(summary) == len(results) == len(plan.labels)
+    for label, row in zip(plan.labels, summary.to_dict("records"), strict=True):
+        base = np.exp(journal[plan.baselines[0]]["corrupted"]["log_probability"])
+        effect = np.exp(journal[label.cell.id]["log_probability"]) - base
+        assert (row["over"], row["n"]) == ("draws", 8)
+        assert row["mean"] == pytest.approx(effect.mean())
+        assert row["sem"] == pytest.approx(effect.std(ddof=1) / np.sqrt(8))
+        assert row["ci_low"] < row["mean"] < row["ci_high"]
+
+
+def test_a_role_is_averaged_within_its_prompt_first(write_spec: SpecWriter) -> None:
+    path = write_spec(
+        data={"facts": FACTS, "keep": "all"},
+        grid={"component": "block_output", "positions": "roles", "layers": [1]},
+    )
+    _, _, results, summary = tables(path)
+    middle = results[results["role"] == "middle_subject"]
+    by_prompt = middle.groupby("prompt_id")["effect"].mean()
+    assert middle.groupby("prompt_id").size().max() > 1
+    row = summary[summary["role"] == "middle_subject"].iloc[0]
+    assert (row["over"], row["n"]) == ("prompts", 3)
+    assert row["mean"] == pytest.approx(by_prompt.mean())
+    assert row["sem"] == pytest.approx(by_prompt.std(ddof=1) / np.sqrt(3))
+    assert len(summary) == 6
+
+
+def test_one_draw_of_one_prompt_has_no_interval(write_spec: SpecWriter) -> None:
+    _, _, _, summary = tables(write_spec(corrupt={"type": "noise", "level": 1.0, "samples": 1}))
+    assert summary[["sem", "ci_low", "ci_high"]].isna().all().all()
+    assert set(summary["n"]) == {1}
+
+
+def test_the_interval_covers_as_often_as_it_says() -> None:
+    from interv.report.tables import _uncertainty
+
+    random = np.random.default_rng(1)
+    covered = 0
+    for _ in range(300):
+        _, _, low, high = _uncertainty(random.normal(size=40), seed=0)
+        covered += low <= 0 <= high
+    # 95 % nominal; a percentile bootstrap of 40 normals covers about 93 %.
+    assert 0.89 <= covered / 300 <= 0.98
+
+
+def test_the_same_journal_gives_the_same_tables(write_spec: SpecWriter) -> None:
+    path = write_spec(data={"facts": FACTS, "keep": "all"})
+    one, other = tables(path), tables(path)
+    pd.testing.assert_frame_equal(one[2], other[2])
+    pd.testing.assert_frame_equal(one[3], other[3])
+
+
+def test_positions_by_index_are_averaged_by_index(write_spec: SpecWriter) -> None:
+    path = write_spec(
+        data={"facts": FACTS, "keep": "all"},
+        grid={"component": "block_output", "layers": [0], "positions": [0, 2]},
+    )
+    _, _, results, summary = tables(path)
+    assert list(summary["pos"]) == [0, 2]
+    means = results.groupby("pos")["effect"].mean()
+    assert summary["mean"].to_numpy() == pytest.approx(means.to_numpy())
