@@ -111,7 +111,7 @@ def model_folder(request: pytest.FixtureRequest) -> Path:
 SpecWriter = Callable[..., Path]
 
 
-@pytest.fixture()
+@pytest.fixture
 def write_spec(tmp_path: Path, gpt2_folder: Path) -> SpecWriter:
     """Write a small valid spec; keyword arguments replace its sections (None removes one)."""
 
@@ -142,7 +142,7 @@ class Result:
     err: str
 
 
-@pytest.fixture()
+@pytest.fixture
 def cli(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., Result]:

@@ -6,7 +6,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from interv.errors import IntervError
 from interv.report.claims import check_claims
 from interv.spec.schema import Claim
 from tests.conftest import Result, SpecWriter
@@ -49,13 +48,30 @@ def test_a_miss_may_only_be_noted() -> None:
     assert not verdict(where={"layer": 1}, value=0, tolerance=0, on_miss="note").fails_run
 
 
+def test_a_place_that_the_command_line_took_out_of_the_grid_neither_holds_nor_fails() -> None:
+    outcome = verdict(where={"layer": 9}, value=0, tolerance=1)
+    assert (outcome.found, outcome.holds, outcome.fails_run) == (None, False, False)
+
+
 @pytest.mark.parametrize(
     ("where", "message"),
-    [({"layr": 1}, "did you mean 'layer'"), ({"layer": 9}, "0 rows"), ({"role": None}, "3 rows")],
+    [
+        ({"layr": 1}, "did you mean 'layer'"),
+        ({"component": "mlp_input"}, "no place of the grid"),
+        ({"layer": "7-9"}, "no place of the grid"),
+        ({"layer": 1, "component": "block_output"}, "about 6 places"),
+    ],
 )
-def test_a_claim_about_no_place_is_an_error(where: dict[str, object], message: str) -> None:
-    with pytest.raises(IntervError, match=message):
-        verdict(where=where, value=0, tolerance=1)
+def test_a_claim_about_no_place_is_found_before_anything_runs(
+    write_spec: SpecWriter, cli: Callable[..., Result], where: dict[str, object], message: str
+) -> None:
+    claim = {"claim": "c", "source": "s", "value": 0, "tolerance": 1, "where": where}
+    path = write_spec(reference=[claim])
+    result = cli("validate", path)
+    assert result.code == 2
+    assert message in result.err
+    if "no place" in message:
+        assert cli("plan", path, "grid.positions=0").code == 0
 
 
 @pytest.mark.parametrize(("low", "code", "word"), [(0.0, 0, "holds"), (0.999, 1, "MISSED")])

@@ -52,13 +52,13 @@ HAND = {
 }
 
 
-@pytest.fixture()
+@pytest.fixture
 def model(model_folder: Path) -> nn.Module:
     loaded = transformers.AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float64)
     return loaded.eval()
 
 
-@pytest.fixture()
+@pytest.fixture
 def executor(model: nn.Module) -> ReferenceExecutor:
     return ReferenceExecutor(model, BY_MODEL_TYPE[model.config.model_type])
 
@@ -205,7 +205,7 @@ def test_a_source_may_itself_be_edited(model: nn.Module, executor: ReferenceExec
     close(executor.logits([outer], 6), expected)
 
 
-def test_edits_at_one_site_happen_in_order(model: nn.Module, executor: ReferenceExecutor) -> None:
+def test_edits_at_one_site_happen_in_order(executor: ReferenceExecutor) -> None:
     site = Site("block_output", 1, (3,))
     edits = (Edit(site, Zero()), Edit(site, Addition(), Run(OTHER)))
     swap = (Edit(site, Vanilla(), Run(OTHER)),)

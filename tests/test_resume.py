@@ -21,7 +21,7 @@ FACTS = [
 ]
 
 
-@pytest.fixture()
+@pytest.fixture
 def spec(write_spec: SpecWriter) -> Path:
     """280 packs, each of a few milliseconds."""
     return write_spec(

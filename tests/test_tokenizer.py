@@ -13,7 +13,7 @@ from interv.models.tokenizer import PromptTokenizer, byte_level_bpe, read_tokeni
 from tests.conftest import save_tokenizer
 
 
-@pytest.fixture()
+@pytest.fixture
 def tokenizer(tmp_path: Path) -> PromptTokenizer:
     save_tokenizer(tmp_path)
     found = read_tokenizer(tmp_path)

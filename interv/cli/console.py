@@ -96,7 +96,8 @@ class Console:
             table.add_column(name)
         for verdict in verdicts:
             word = "holds" if verdict.holds else "MISSED" if verdict.fails_run else "missed (noted)"
-            table.add_row(
-                verdict.claim.replace("[", r"\["), f"{verdict.found:.4g}", verdict.wanted, word
-            )
+            found = "" if verdict.found is None else f"{verdict.found:.4g}"
+            if verdict.found is None:
+                word = "not in this grid"
+            table.add_row(verdict.claim.replace("[", r"\["), found, verdict.wanted, word)
         self._console.print(table)

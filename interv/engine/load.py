@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,11 @@ def load_model(files: ModelFiles, section: ModelSection, seed: int, device: str)
                 module = _random(files, options, seed)
             else:
                 module = _pretrained(files, section, options)
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"{files.label}: its pickled weights hold more than tensors and are not opened; "
+            "convert them to safetensors where you trust them"
+        ) from error
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         # What transformers raises for a missing file, an unknown option, a missing extra or
         # a shape that does not fit. Its message names the cause.

@@ -1,7 +1,8 @@
 """What will be computed: cells, their ids, packs and cost. Pure, and without torch."""
 
+from interv.plan.cells import Cell, Label, Plan
 from interv.plan.cost import Cost, estimate
 from interv.plan.packs import Pack, make_packs
-from interv.plan.trace import Cell, Label, Plan, make_plan
+from interv.plan.trace import make_plan
 
 __all__ = ["Cell", "Cost", "Label", "Pack", "Plan", "estimate", "make_packs", "make_plan"]

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from interv.models import ModelFacts
+from interv.plan.cells import Plan
 from interv.plan.packs import make_packs
-from interv.plan.trace import Plan
 
 _BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 

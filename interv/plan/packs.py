@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Container
 from dataclasses import dataclass
 
-from interv.plan.trace import Cell, Plan
+from interv.plan.cells import Cell, Plan
 
 
 @dataclass(frozen=True)

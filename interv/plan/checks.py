@@ -1,0 +1,67 @@
+"""A spec against its model's config and its prompts' tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from interv.errors import Problem, nearest
+from interv.models import ModelFacts
+from interv.spec import LoadedSpec, axes
+from interv.spec.schema import TraceGrid
+from interv.task import Prompt
+
+
+def check_grid(
+    loaded: LoadedSpec, i: int, grid: TraceGrid, facts: ModelFacts | None
+) -> Iterator[Problem]:
+    """Layers that the model has, components that its family has."""
+    if facts is not None:
+        family = facts.family
+        for j, component in enumerate([*grid.component, *([grid.sever] if grid.sever else [])]):
+            if component not in family.components:
+                have = list(family.components)
+                message = f"{family.name} models have no {component}"
+                near = nearest(component, have)
+                at = ("grid", i, "component", j)
+                yield loaded.problem(at, message, ", ".join(have), near)
+    if grid.sever in grid.component:
+        message = f"{grid.sever} is both restored and held at its corrupted value"
+        yield loaded.problem(("grid", i, "sever"), message, "another component")
+    for item in axes.items(grid.layers) if facts else ():
+        assert facts is not None
+        try:
+            axes.expand(item, facts.n_layers)
+        except axes.AxisError as error:
+            message = f"layer {error}: the model has {facts.n_layers} layers"
+            yield loaded.problem(("grid", i, "layers"), message, error.expected)
+
+
+def check_prompts(
+    loaded: LoadedSpec, prompts: list[Prompt], facts: ModelFacts
+) -> Iterator[Problem]:
+    """Lengths that the model can take, positions that every prompt has."""
+    for prompt in prompts:
+        length = len(prompt.ids) + len(prompt.answer_ids) - 1
+        if length > facts.n_positions:
+            message = f"prompt {prompt.index} has {length} tokens"
+            yield loaded.problem(("data",), message, f"at most {facts.n_positions}, the model's")
+        for i, grid in enumerate(loaded.spec.grid):
+            for item in axes.items(grid.positions):
+                try:
+                    axes.expand(item, len(prompt.ids))
+                except axes.AxisError as error:
+                    message = f"position {error}: prompt {prompt.index} is {prompt.text!r}"
+                    yield loaded.problem(("grid", i, "positions"), message, error.expected)
+
+
+def check_metrics(loaded: LoadedSpec, prompts: list[Prompt]) -> Iterator[Problem]:
+    """Metrics that are defined for the answers at hand."""
+    several = [p for p in prompts if len(p.answer_ids) > 1]
+    for i, metric in enumerate(loaded.spec.metric):
+        if metric in ("logit", "rank") and several:
+            p = several[0]
+            message = (
+                f"{metric} needs an answer of one token; {p.answer!r} (prompt {p.index}) has "
+                f"{len(p.answer_ids)}"
+            )
+            yield loaded.problem(("metric", i), message, "probability or log_probability")

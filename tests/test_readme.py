@@ -1,0 +1,90 @@
+"""What the README and the configs say is what the program does."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from interv.spec import TraceSpec
+from tests.conftest import CONFIGS, REPOSITORY, Result
+
+README = (REPOSITORY / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+COMMANDS = [
+    line.split("#")[0].strip()
+    for kind, block in BLOCKS
+    if kind == "sh"
+    for line in block.splitlines()
+    if line.startswith("interv ")
+]
+
+
+def test_it_has_examples() -> None:
+    assert len(COMMANDS) >= 5
+    assert any(kind == "yaml" for kind, _ in BLOCKS)
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_in_the_readme_is_valid(
+    command: str, cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    name, *arguments = shlex.split(command)[1:]
+    if name == "validate":
+        arguments = [str(p) for a in arguments for p in sorted(Path().glob(a))]
+    if name == "trace":
+        # Planned, not run: the demo itself is run in test_default_model.py.
+        arguments = [a for a in arguments if a not in ("--fresh", "--json", "--quiet")]
+        arguments.append("--plan")
+    arguments = [a for a in arguments if a != "--measure"]
+    result = cli(name, *arguments)
+    assert result.code == 0, result.err
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("block", [b for k, b in BLOCKS if k == "yaml"])
+def test_every_spec_in_the_readme_is_valid(
+    block: str, cli: Callable[..., Result], tmp_path: Path
+) -> None:
+    path = tmp_path / "readme.yaml"
+    path.write_text(block)
+    result = cli("validate", path)
+    assert result.code == 0, result.err
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.name)
+def test_every_config_is_valid_and_planned(
+    path: Path, cli: Callable[..., Result], tmp_path: Path
+) -> None:
+    assert cli("validate", path).code == 0
+    assert cli("plan", path, "-o", tmp_path).code == 0
+    sections = list(TraceSpec.model_fields)
+    keys = list(yaml.safe_load(path.read_text()))
+    assert keys == [s for s in sections if s in keys], "sections out of order"
+
+
+def test_every_option_is_in_help(cli: Callable[..., Result]) -> None:
+    for option in ("--outputs", "--plan", "--fresh", "--json", "--quiet"):
+        assert option in cli("trace", "--help").out
+    for option in ("--outputs", "--measure", "--json"):
+        assert option in cli("plan", "--help").out
+
+
+def test_every_field_of_a_spec_is_described() -> None:
+    from interv.cli.schema import json_schema
+
+    document = json_schema()
+    for name, section in document["$defs"].items():
+        assert section.get("description") or "enum" in section, name
+
+
+@pytest.mark.parametrize("target", ["install", "demo", "test", "check", "bench", "clean"])
+def test_every_make_target_is_there(target: str) -> None:
+    assert re.search(rf"^{target}:", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
