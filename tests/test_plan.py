@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interv.plan import estimate, make_packs, make_plan
+from interv.plan.packs import first_layer
 from interv.plan.trace import window_layers
 from interv.spec import load_spec
 from tests.conftest import PROMPT, Result, SpecWriter
@@ -17,6 +18,9 @@ FACTS = [
     {"prompt": PROMPT, "subject": "The Space Needle", "answer": "Seattle"},
     {"prompt": "In downtown, the Old Bridge is", "subject": "Old Bridge", "answer": "Mostar"},
 ]
+
+
+GRID = "grid=[{component: block_output, layers: 0-1, positions: 0-3}]"
 
 
 def plan_of(path: Path, *overrides: str):
@@ -108,20 +112,22 @@ def test_positions_before_the_first_change_are_no_ops(write_spec: SpecWriter) ->
 
 
 def test_cost_counts_what_is_left(write_spec: SpecWriter) -> None:
-    plan = plan_of(write_spec(), "grid=[{component: block_output, layers: 0-1, positions: 0-3}]")
+    plan = plan_of(write_spec(), GRID)
     tokens, draws, cells = 6, 3, 8
     full = estimate(plan)
     assert (full.points, full.rows, full.done) == (cells, cells * draws, 0)
-    assert full.block_tokens == 3 * tokens * (cells * draws + 2 + draws)
+    reference = 3 * tokens * (cells * draws + 2 + draws)
+    assert estimate(plan_of(write_spec(), GRID, "run.executor=reference")).block_tokens == reference
+    assert full.block_tokens < reference / 2
     assert full.naive_block_tokens == 3 * tokens * cells * (draws + 1)
     done = {c.id for c in plan.cells}
     assert estimate(plan, done).block_tokens == 0
     assert estimate(plan, done).done == cells
 
 
-@given(st.integers(1, 200))
+@given(st.integers(1, 200), st.sampled_from(["reference", "suffix"]))
 def test_packs_hold_every_cell_once_and_keep_to_the_budget(
-    gpt2_folder: Path, tmp_path_factory: pytest.TempPathFactory, budget: int
+    gpt2_folder: Path, tmp_path_factory: pytest.TempPathFactory, budget: int, executor: str
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "packs.yaml"
     document = {
@@ -134,14 +140,21 @@ def test_packs_hold_every_cell_once_and_keep_to_the_budget(
     }
     path.write_text(json.dumps(document))
     plan = plan_of(path)
-    packs = make_packs(plan)
-    assert [c for pack in packs for c in pack.cells] == list(plan.cells)
+    packs = make_packs(plan, executor)
+    packed = [c for pack in packs for c in pack.cells]
+    assert len(packed) == len(plan.cells)
+    assert set(packed) == set(plan.cells)
     for pack in packs:
         assert {c.prompt for c in pack.cells} == {pack.prompt}
-        row = plan.draws * plan.tokens(pack.prompt)
-        assert len(pack.cells) == 1 or len(pack.cells) * row <= budget
+        first = min(c.position for c in pack.cells) if executor == "suffix" else 0
+        row = plan.draws * (plan.tokens(pack.prompt) - first)
+        if pack.block_tokens:
+            assert len(pack.cells) == 1 or len(pack.cells) * row <= budget
+        else:
+            assert all(plan.is_no_op(c) or first_layer(c) == 3 for c in pack.cells)
+    assert packs == make_packs(plan_of(path), executor)
     skipped = {c.id for c in plan.cells[::2]}
-    assert {c.id for p in make_packs(plan, skipped) for c in p.cells} == {
+    assert {c.id for p in make_packs(plan, executor, skipped) for c in p.cells} == {
         c.id for c in plan.cells
     } - skipped
 

@@ -68,6 +68,7 @@ def describe(made: Plan, outputs: Path) -> dict[str, Any]:
         "name": made.spec.name,
         "model": made.files.label,
         "folder": str(folder) if folder else None,
+        "executor": made.executor,
         **cost.as_dict(),
         "done_here": len(here),
         "done_by_other_runs": len(elsewhere),
@@ -83,11 +84,10 @@ def _measured(made: Plan, facts: dict[str, Any]) -> dict[str, Any]:
         raise ModelError(f"--measure needs the model: {'; '.join(made.unchecked)}")
     from interv.run.trace import measure
 
-    load, pack = measure(made)
+    load, block_token = measure(made)
     return {
         "seconds_to_load": round(load, 2),
-        "seconds_for_one_forward": round(pack, 3),
-        "seconds_to_go": round(load + pack * facts["forwards"], 2),
+        "seconds_to_go": round(load + block_token * facts["block_tokens"], 2),
     }
 
 
@@ -104,7 +104,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         f"  done          {facts['done_here']:,} here, {facts['done_by_other_runs']:,} by other "
         "runs of this name (taken over if made under the same versions)",
         f"  to do         {todo:,}: {_why(facts, todo)}",
-        f"  forwards      {facts['forwards']:,}",
+        f"  executor      {facts['executor']}: {facts['forwards']:,} forwards",
         f"  block-tokens  {facts['block_tokens']:,} to compute; one forward for each point, "
         f"nothing kept: {facts['naive_block_tokens']:,} ({saved:.2f} times)",
     ]
@@ -116,8 +116,8 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     )
     if "seconds_to_go" in facts:
         lines.append(
-            f"  time          {facts['seconds_to_load']} s to load, "
-            f"{facts['seconds_for_one_forward']} s a forward: about {facts['seconds_to_go']} s"
+            f"  time          {facts['seconds_to_load']} s to load, about "
+            f"{facts['seconds_to_go']} s in all"
         )
     return lines + [f"  not checked   {reason}" for reason in facts["not_checked"]]
 

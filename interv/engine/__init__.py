@@ -12,6 +12,7 @@ from interv.engine.interventions import (
 from interv.engine.load import LoadedModel, load_model
 from interv.engine.reference import ReferenceExecutor
 from interv.engine.runs import Edit, Executor, Run, Site
+from interv.engine.suffix import SuffixExecutor
 
 __all__ = [
     "Addition",
@@ -25,6 +26,7 @@ __all__ = [
     "Run",
     "Site",
     "Subtraction",
+    "SuffixExecutor",
     "Vanilla",
     "Zero",
     "load_model",

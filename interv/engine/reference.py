@@ -6,20 +6,18 @@ Runs of one length share a forward. A source is run once and its states are kept
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from interv.engine.runs import TOKEN_EMBEDDING, Edit, Run, Site
+from interv.engine.hooks import Place, Visit, place_name, visiting
+from interv.engine.runs import Edit, Run, Site
 from interv.errors import EngineError
-from interv.models.families import Family, Side
-
-_Place = tuple[str, int]  # component, layer
+from interv.models.families import Family
 
 
 class ReferenceExecutor:
@@ -28,12 +26,12 @@ class ReferenceExecutor:
     def __init__(self, model: nn.Module, family: Family) -> None:
         self._model = model
         self._family = family
-        self._states: dict[tuple[Run, _Place], Tensor] = {}
+        self._states: dict[tuple[Run, Place], Tensor] = {}
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     def logits(self, runs: Sequence[Run], keep: int) -> Tensor:
         self._need_sources(runs)
-        logits, _ = self._forward(runs, keep, ())
+        logits, _ = self.forward(runs, keep)
         return logits
 
     def states(self, runs: Sequence[Run], sites: Sequence[Site]) -> list[Tensor]:
@@ -50,14 +48,14 @@ class ReferenceExecutor:
         self._states.clear()
 
     def _need_sources(self, runs: Sequence[Run]) -> None:
-        wanted: dict[Run, set[_Place]] = defaultdict(set)
+        wanted: dict[Run, set[Place]] = defaultdict(set)
         for run in runs:
             for edit in run.edits:
                 if edit.source is not None:
                     wanted[edit.source].add((edit.site.component, edit.site.layer))
         self._need(wanted)
 
-    def _need(self, wanted: Mapping[Run, set[_Place]]) -> None:
+    def _need(self, wanted: Mapping[Run, set[Place]]) -> None:
         """Keep the states of these runs at these places; each run's own sources first."""
         missing = {
             run: places
@@ -70,118 +68,81 @@ class ReferenceExecutor:
         for together in by_length.values():
             self._need_sources(together)
             places = sorted(set().union(*(missing[run] for run in together)))
-            _, states = self._forward(together, 1, places)
+            _, states = self.forward(together, 1, places)
             for place, state in states.items():
                 for row, run in enumerate(together):
                     self._states[run, place] = state[row]
 
-    def _forward(
-        self, runs: Sequence[Run], keep: int, capture: Sequence[_Place]
-    ) -> tuple[Tensor, dict[_Place, Tensor]]:
-        """One forward; the logits, and the captured states `[run, position, width]`."""
+    def forward(
+        self,
+        runs: Sequence[Run],
+        keep: int,
+        capture: Sequence[Place] = (),
+        **options: Any,
+    ) -> tuple[Tensor, dict[Place, Tensor]]:
+        """One forward of runs whose sources' states are kept already.
+
+        Args:
+            runs: of one length.
+            keep: how many of the last positions' logits are wanted.
+            capture: places whose states are wanted, after the edits.
+            options: for the model.
+
+        Returns:
+            Logits `[run, keep, vocab]`, and at each captured place `[run, position, width]`.
+
+        Raises:
+            EngineError: an edit that did not happen once, or logits that are not finite.
+        """
         length = len(runs[0].ids)
         if any(len(run.ids) != length for run in runs):
             raise EngineError("runs of different length in one forward")
-        edits: dict[_Place, list[tuple[int, Edit]]] = defaultdict(list)
+        edits: dict[Place, list[tuple[int, Edit]]] = defaultdict(list)
         for row, run in enumerate(runs):
             for edit in run.edits:
                 edits[edit.site.component, edit.site.layer].append((row, edit))
-        captured: dict[_Place, Tensor] = {}
-        fired: Counter[_Place] = Counter()
+        captured: dict[Place, Tensor] = {}
 
-        def visit(place: _Place, value: Tensor) -> Tensor:
-            fired[place] += 1
-            if value.shape[:2] != (len(runs), length):
-                raise EngineError(
-                    f"{_name(place)}: shape {tuple(value.shape)}, expected "
-                    f"({len(runs)}, {length}, width)"
-                )
-            if place in edits:
-                # The module's own tensor may be used elsewhere: never write into it.
-                value = value.clone()
-                for row, edit in edits[place]:
-                    at = torch.tensor(edit.site.positions, device=value.device)
-                    source = None
-                    if edit.source is not None:
-                        source = self._states[edit.source, place][at].to(value.device)
-                    value[row, at] = edit.intervention.apply(value[row, at], source)
-            if place in capture:
-                captured[place] = value.detach()
-            return value
+        def visit_at(place: Place) -> Visit:
+            def visit(value: Tensor) -> Tensor:
+                if value.shape[:2] != (len(runs), length):
+                    raise EngineError(
+                        f"{place_name(place)}: shape {tuple(value.shape)}, expected "
+                        f"({len(runs)}, {length}, width)"
+                    )
+                if place in edits:
+                    # The module's own tensor may be used elsewhere: never write into it.
+                    value = value.clone()
+                    for row, edit in edits[place]:
+                        at = torch.tensor(edit.site.positions, device=value.device)
+                        source = None
+                        if edit.source is not None:
+                            source = self._states[edit.source, place][at].to(value.device)
+                        value[row, at] = edit.intervention.apply(value[row, at], source)
+                if place in capture:
+                    captured[place] = value.detach()
+                return value
 
-        ids = torch.tensor([run.ids for run in runs], device=_device(self._model))
-        options: dict[str, Any] = {"logits_to_keep": keep} if self._keeps else {}
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(torch.no_grad())
-            stack.enter_context(_evaluating(self._model))
-            places = sorted({*edits, *capture})
-            for place in places:
-                module, side = self._module(place)
-                stack.enter_context(_hooked(module, side, place, visit))
-            logits: Tensor = self._model(input_ids=ids, use_cache=False, **options).logits
-        for place in places:
-            if fired[place] != 1:
-                raise EngineError(f"{_name(place)}: fired {fired[place]} times, expected once")
+            return visit
+
+        ids = torch.tensor([run.ids for run in runs], device=device_of(self._model))
+        options = {"use_cache": False, **options}
+        if self._keeps:
+            options["logits_to_keep"] = keep
+        places = sorted({*edits, *capture})
+        with visiting(self._model, self._family, {place: visit_at(place) for place in places}):
+            logits: Tensor = self._model(input_ids=ids, **options).logits
         logits = logits[:, -keep:]
-        if not torch.isfinite(logits).all():
-            raise EngineError(
-                f"the logits are not finite in {logits.dtype}; use a wider model.dtype"
-            )
+        check_finite(logits)
         return logits, captured
 
-    def _module(self, place: _Place) -> tuple[nn.Module, Side]:
-        component, layer = place
-        try:
-            path, side = self._family.place(component, layer)
-            return self._model.get_submodule(path), side
-        except (KeyError, AttributeError) as error:
-            raise EngineError(f"{_name(place)}: this model has no such site") from error
+
+def check_finite(logits: Tensor) -> None:
+    """Raise EngineError where a logit is not a number."""
+    if not torch.isfinite(logits).all():
+        raise EngineError(f"the logits are not finite in {logits.dtype}; use a wider model.dtype")
 
 
-def _name(place: _Place) -> str:
-    component, layer = place
-    return component if component == TOKEN_EMBEDDING else f"{component} of layer {layer}"
-
-
-def _device(model: nn.Module) -> torch.device:
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's first parameters are, and its inputs belong."""
     return next(model.parameters()).device
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """No dropout; afterwards each module is in the mode in which it was."""
-    training = [module for module in model.modules() if module.training]
-    try:
-        for module in training:
-            module.training = False
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-@contextlib.contextmanager
-def _hooked(module: nn.Module, side: Side, place: _Place, visit: Any) -> Iterator[None]:
-    """Pass one side of a module through `visit(place, value)`.
-
-    A tuple's first element is meant; an input may come by position or as `hidden_states`.
-    """
-
-    def on_output(_module: nn.Module, _args: Any, output: Any) -> Any:
-        if isinstance(output, tuple):
-            return (visit(place, output[0]), *output[1:])
-        return visit(place, output)
-
-    def on_input(_module: nn.Module, args: Any, kwargs: Any) -> Any:
-        if args:
-            return (visit(place, args[0]), *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": visit(place, kwargs["hidden_states"])}
-
-    if side == "output":
-        handle = module.register_forward_hook(on_output)
-    else:
-        handle = module.register_forward_pre_hook(on_input, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()

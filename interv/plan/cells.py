@@ -9,6 +9,7 @@ once for each noise draw: those are the rows that the executor batches.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from interv.models import ModelFacts, ModelFiles
 from interv.spec import LoadedSpec
@@ -67,6 +68,13 @@ class Plan:
     @property
     def spec(self) -> TraceSpec:
         return self.loaded.spec
+
+    @property
+    def executor(self) -> Literal["reference", "suffix"]:
+        """Who computes the cells: the suffix executor needs the model on one device."""
+        if self.spec.run.executor == "auto":
+            return "reference" if self.spec.model.device_map else "suffix"
+        return self.spec.run.executor
 
     def tokens(self, prompt: int) -> int:
         """Length of one row: the prompt and, but for its last token, the answer."""

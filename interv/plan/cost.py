@@ -21,7 +21,7 @@ class Cost:
         points: cells of the grid, over all prompts; each is `draws` rows.
         no_op_rows: rows whose restored state is the same clean and corrupted.
         done: points that are in a journal already.
-        block_tokens: (row, layer, token) triples still to compute, sources included.
+        block_tokens: (row, layer, token) triples still to compute, sources and bases included.
         naive_block_tokens: those of one full forward for each point, with the clean row in
             each as in the authors' code, nothing kept.
         forwards: forwards still to run, but for those of sources and baselines.
@@ -47,13 +47,12 @@ def estimate(plan: Plan, done: Container[str] = ()) -> Cost:
     """Count; `done` holds the ids of points that need not be computed again."""
     facts, draws = plan.facts, plan.draws
     layers = facts.n_layers if facts else 0
-    packs = make_packs(plan, done)
+    packs = make_packs(plan, plan.executor, done)
     pending = [cell for pack in packs for cell in pack.cells]
     started = {cell.prompt for cell in pending}
     # Clean once for its value and once for its states; corrupted likewise where it is held.
     severed = {cell.prompt for cell in pending if cell.sever}
     extra = sum(plan.tokens(p) * (2 + draws + (draws if p in severed else 0)) for p in started)
-    rows_tokens = sum(plan.tokens(cell.prompt) * draws for cell in pending)
     naive = sum(plan.tokens(cell.prompt) * (draws + 1) for cell in plan.cells)
     return Cost(
         prompts=len(plan.prompts),
@@ -62,7 +61,7 @@ def estimate(plan: Plan, done: Container[str] = ()) -> Cost:
         no_op_rows=sum(plan.is_no_op(cell) for cell in plan.cells) * draws,
         done=len(plan.cells) - len(pending),
         forwards=len(packs),
-        block_tokens=layers * (rows_tokens + extra),
+        block_tokens=sum(pack.block_tokens for pack in packs) + layers * extra,
         naive_block_tokens=layers * naive,
         memory_bytes=_memory(plan, facts),
     )

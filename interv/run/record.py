@@ -11,7 +11,7 @@ from typing import Any
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "safetensors")
 
 
-def environment(device: str, threads: int) -> dict[str, Any]:
+def environment(device: str, threads: int, executor: str, max_tokens: int) -> dict[str, Any]:
     """What may change the last bits of a result: resuming under another is refused."""
     import torch
 
@@ -25,6 +25,8 @@ def environment(device: str, threads: int) -> dict[str, Any]:
         "device": gpu or device,
         "cpu": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
         "threads": threads,
+        "executor": executor,
+        "max_tokens": max_tokens,
     }
 
 

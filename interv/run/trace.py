@@ -10,14 +10,24 @@ from typing import Any
 
 import torch
 
-from interv.engine import Edit, LoadedModel, Noise, ReferenceExecutor, Run, Site, Vanilla
+from interv.engine import (
+    Edit,
+    LoadedModel,
+    Noise,
+    ReferenceExecutor,
+    Run,
+    Site,
+    SuffixExecutor,
+    Vanilla,
+)
 from interv.engine.load import load_model, token_embeddings
 from interv.engine.metrics import predicts, read_answer
 from interv.engine.runs import TOKEN_EMBEDDING, Executor
 from interv.errors import IntervError, ResumeError
-from interv.plan import Cell, Pack, Plan, make_packs
+from interv.plan import Cell, ExecutorName, Pack, Plan, make_packs
 from interv.run import journal as journals
 from interv.run import record as records
+from interv.run.certify import Certificate, certify, refuse
 from interv.run.journal import Journal, Record
 from interv.spec.schema import NoiseCorruption
 from interv.task import Prompt
@@ -39,11 +49,12 @@ class Tracer:
     plan: Plan
     model: LoadedModel
     executor: Executor = field(init=False)
+    reference: Executor = field(init=False)
     noise_level: float | None = field(init=False, default=None)
     sigma: float | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        self.executor = ReferenceExecutor(self.model.module, self.model.family)
+        self.executor = self.reference = ReferenceExecutor(self.model.module, self.model.family)
         corrupt = self.plan.spec.corrupt
         if isinstance(corrupt, NoiseCorruption):
             if corrupt.multiple is None:
@@ -56,7 +67,6 @@ class Tracer:
     def notes(self) -> dict[str, Any]:
         """What is known once the model is loaded, for the record."""
         return {
-            "executor": "reference",
             "attn_implementation": self.model.attn_implementation,
             "sigma": self.sigma,
             "noise_level": self.noise_level,
@@ -95,7 +105,7 @@ class Tracer:
         """Values of every cell of a pack, from one forward."""
         prompt = self.plan.prompts[pack.prompt]
         corrupted = self._corrupted(prompt)
-        runs = [self._restored(cell, run) for cell in pack.cells for run in corrupted]
+        runs = [run for cell in pack.cells for run in self.restored(cell)]
         logits = self.executor.logits(runs, len(prompt.answer_ids))
         n = len(corrupted)
         return {
@@ -120,8 +130,8 @@ class Tracer:
             for draw in range(self.plan.draws)
         ]
 
-    def _restored(self, cell: Cell, corrupted: Run) -> Run:
-        """The corrupted run with the cell's states from the clean run put back.
+    def restored(self, cell: Cell) -> list[Run]:
+        """The corrupted runs with the cell's states from the clean run put back.
 
         Under `sever` the severed component stays at its value in the corrupted run, at the
         restored position and in every layer.
@@ -132,14 +142,17 @@ class Tracer:
             Edit(Site(cell.component, layer, at), Vanilla(), self._clean(prompt))
             for layer in cell.layers
         ]
-        held: list[Edit] = []
-        if cell.sever is not None:
-            assert self.plan.facts is not None
-            held = [
-                Edit(Site(cell.sever, layer, at), Vanilla(), corrupted)
-                for layer in range(self.plan.facts.n_layers)
-            ]
-        return Run(corrupted.ids, (*corrupted.edits, *restored, *held))
+        runs = []
+        for corrupted in self._corrupted(prompt):
+            held: list[Edit] = []
+            if cell.sever is not None:
+                assert self.plan.facts is not None
+                held = [
+                    Edit(Site(cell.sever, layer, at), Vanilla(), corrupted)
+                    for layer in range(self.plan.facts.n_layers)
+                ]
+            runs.append(Run(corrupted.ids, (*corrupted.edits, *restored, *held)))
+        return runs
 
 
 def embedding_sigma(plan: Plan, model: LoadedModel, over: str) -> float:
@@ -176,28 +189,31 @@ def run_trace(plan: Plan, folder: Path, progress: Progress) -> Outcome:
     path = folder / journals.JOURNAL
     journal = journals.read(path, repair=True)
     threads = records.threads(plan.spec.run.threads)
-    packs = make_packs(plan, journal.adopted) if journal else []
-    if journal and _pending(plan, packs, journal) == 0:
+    if journal and _pending(plan, journal) == 0:
         return Outcome(journal, {})
     model = load_model(plan.files, plan.spec.model, plan.spec.seed, plan.spec.run.device)
-    environment = records.environment(str(model.device), threads)
     tracer = Tracer(plan, model)
+    progress("certifying", 0, 0)
+    executor, certificate = choose_executor(tracer)
+    environment = records.environment(
+        str(model.device), threads, executor, plan.spec.run.max_tokens
+    )
     if journal is None:
         wanted = {cell.id for cell in plan.cells} | set(plan.baselines.values())
         found = journals.find_elsewhere(folder, wanted, environment)
         journal = journals.begin(path, environment, tracer.notes, found)
-        packs = make_packs(plan, journal.adopted)
     elif changes := journals.difference(journal.environment, environment):
         raise ResumeError(
             f"{folder}: begun under other conditions ({'; '.join(changes)}): going on would mix "
             "results. Restore them, or begin again with --fresh (what is there is set aside)"
         )
-    _go(plan, tracer, journal, packs, progress)
+    _go(plan, tracer, journal, make_packs(plan, executor, journal.adopted), progress)
     return Outcome(
         journal,
         {
             "seconds": round(time.monotonic() - began, 1),
             "peak_memory_bytes": records.peak_memory(),
+            "certificate": certificate.as_dict() if certificate else None,
         },
     )
 
@@ -209,14 +225,43 @@ def wanted_prompts(plan: Plan, journal: Journal) -> list[int]:
     return [p for p, record in known.items() if every or record["correct"]]
 
 
-def _pending(plan: Plan, packs: list[Pack], journal: Journal) -> int:
-    """Packs and baselines still to do."""
+def _pending(plan: Plan, journal: Journal) -> int:
+    """Cells and baselines still to do."""
     unknown = sum(key not in journal for key in plan.baselines.values())
     wanted = set(wanted_prompts(plan, journal))
-    return unknown + sum(
-        pack.prompt in wanted and any(cell.id not in journal for cell in pack.cells)
-        for pack in packs
-    )
+    return unknown + sum(c.prompt in wanted and c.id not in journal for c in plan.cells)
+
+
+def choose_executor(tracer: Tracer) -> tuple[ExecutorName, Certificate | None]:
+    """Give the tracer the plan's executor, the fast one only once it is certified.
+
+    Raises:
+        EngineError: the fast executor differs from the reference, and the spec does not say
+            to go on with that.
+    """
+    plan, model = tracer.plan, tracer.model
+    if plan.executor == "reference" or plan.facts is None:
+        return "reference", None
+    fast = SuffixExecutor(model.module, model.family, plan.facts.n_layers)
+    kinds: dict[str, list[Cell]] = {}
+    prompt = next(iter(plan.prompts))
+    for cell in plan.cells:
+        if cell.prompt == prompt:
+            held = f" with {cell.sever} held" if cell.sever else ""
+            kinds.setdefault(f"{cell.component}{held}", []).append(cell)
+    runs = {
+        kind: [tracer.restored(cells[i])[0] for i in sorted({0, len(cells) // 2, len(cells) - 1})]
+        for kind, cells in kinds.items()
+    }
+    keep = len(plan.prompts[prompt].answer_ids)
+    certificate = certify(fast, tracer.reference, runs, keep)
+    tracer.reference.forget()
+    if certificate.holds:
+        tracer.executor = fast
+        return "suffix", certificate
+    if plan.spec.run.on_uncertified == "reference":
+        return "reference", certificate
+    raise refuse(certificate)
 
 
 def _go(
@@ -263,19 +308,20 @@ def _nothing_known(plan: Plan, journal: Journal) -> str:
 
 
 def measure(plan: Plan) -> tuple[float, float]:
-    """Load the model and time one pack.
+    """Load the model and time the largest pack.
 
     Returns:
-        Seconds to load, and seconds for one pack of the plan's usual size.
+        Seconds to load, and seconds for one (row, layer, token).
     """
     began = time.monotonic()
     records.threads(plan.spec.run.threads)
     model = load_model(plan.files, plan.spec.model, plan.spec.seed, plan.spec.run.device)
-    loaded = time.monotonic() - began
     tracer = Tracer(plan, model)
-    pack = make_packs(plan)[0]
+    executor, _ = choose_executor(tracer)
+    loaded = time.monotonic() - began
+    pack = max(make_packs(plan, executor), key=lambda pack: pack.block_tokens)
     tracer.prepare(plan.prompts[pack.prompt], list(pack.cells))
     tracer.pack(pack)  # the first call is slower
     began = time.monotonic()
     tracer.pack(pack)
-    return loaded, time.monotonic() - began
+    return loaded, (time.monotonic() - began) / max(1, pack.block_tokens)

@@ -295,6 +295,12 @@ class RunSection(Section):
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")
     threads: int | None = Field(None, ge=1, description="CPU threads; unset: torch's choice")
     max_tokens: int = Field(1024, ge=1, description="tokens in one forward, about")
+    executor: Literal["auto", "suffix", "reference"] = Field(
+        "auto", description="auto: suffix, which computes only what differs, where it holds"
+    )
+    on_uncertified: Literal["stop", "reference"] = Field(
+        "stop", description="what to do where the suffix executor differs from the reference"
+    )
 
 
 class TraceSpec(Section):
