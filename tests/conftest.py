@@ -21,6 +21,9 @@ settings.register_profile(
 )
 settings.load_profile("interv")
 
+# Small models gain nothing from a second thread, and lose much where the machine is busy.
+torch.set_num_threads(1)
+
 REPOSITORY = Path(__file__).parent.parent
 CONFIGS = REPOSITORY / "configs"
 PROMPT = "The Space Needle is in downtown"

@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from interv.errors import IntervError
 from interv.report.claims import check_claims
 from interv.spec.schema import Claim
 from tests.conftest import Result, SpecWriter
@@ -17,12 +18,16 @@ SUMMARY = pd.DataFrame(
         "role": ["", "", "", "last"],
         "value": [0.1, 0.9, 0.5, 0.2],
         "mean": [0.0, 0.8, 0.4, 0.1],
+        "pos": pd.array([0, 1, None, 3], dtype="Int64"),
+        "metric": "probability",
     }
 )
+SUMMARY = pd.concat([SUMMARY, SUMMARY.assign(metric="rank", value=SUMMARY["value"] * 1000)])
 
 
-def verdict(**fields: object):
-    return check_claims([Claim(claim="c", source="s", **fields)], SUMMARY)[0]
+def verdict(outside: bool = False, **fields: object):
+    claim = Claim(claim="c", source="s", **fields)
+    return check_claims([claim], SUMMARY, ["probability", "rank"], outside=outside)[0]
 
 
 @pytest.mark.parametrize(
@@ -49,8 +54,25 @@ def test_a_miss_may_only_be_noted() -> None:
 
 
 def test_a_place_that_the_command_line_took_out_of_the_grid_neither_holds_nor_fails() -> None:
-    outcome = verdict(where={"layer": 9}, value=0, tolerance=1)
+    outcome = verdict(True, where={"layer": 9}, value=0, tolerance=1)
     assert (outcome.found, outcome.holds, outcome.fails_run) == (None, False, False)
+
+
+def test_a_place_that_the_run_left_out_is_a_miss() -> None:
+    outcome = verdict(where={"layer": 9}, value=0, tolerance=1)
+    assert (outcome.found, outcome.holds, outcome.fails_run) == (None, False, True)
+
+
+def test_a_claim_is_about_one_metric() -> None:
+    assert verdict(where={"layer": 1}, value=0.9, tolerance=0).holds
+    assert verdict(where={"layer": 1, "metric": "rank"}, value=900, tolerance=1e-9).holds
+    assert verdict(where={"pos": 1}, value=0.9, tolerance=0).holds
+    assert verdict(where={"pos": None}, value=0.5, tolerance=0).holds
+
+
+def test_a_claim_about_one_place_takes_no_other() -> None:
+    with pytest.raises(IntervError, match="2 rows"):
+        verdict(where={"layer": 0}, value=0, tolerance=1)
 
 
 @pytest.mark.parametrize(

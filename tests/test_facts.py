@@ -98,3 +98,42 @@ def test_columns_can_be_renamed_and_records_limited(write_spec: SpecWriter, tmp_
     columns = {"prompt": "p", "subject": "s", "answer": "a"}
     path = write_spec(data={"file": "f.csv", "columns": columns, "limit": 1, "keep": "all"})
     assert list(make_plan(load_spec(path)).prompts) == [0]
+
+
+def test_what_the_vocabulary_does_not_have_is_an_error(
+    write_spec: SpecWriter, tmp_path: Path, gpt2_folder: Path
+) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    from interv.errors import SpecError
+
+    words = ["[UNK]", "The", "Tower", "is", "in", "Paris"]
+    backend = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    folder = tmp_path / "words"
+    folder.mkdir()
+    backend.save(str(folder / "tokenizer.json"))
+    model = {"path": str(gpt2_folder), "tokenizer": str(folder)}
+    good = {"prompt": "The Tower is in", "subject": "The Tower", "answer": "Paris"}
+    path = write_spec(model=model, data={"facts": [good], "keep": "all"})
+    assert make_plan(load_spec(path)).prompts[0].subject == (0, 2)
+    bad_answer = {**good, "answer": "Rome"}
+    bad_subject = {**good, "prompt": "Zanzibar is in", "subject": "Zanzibar"}
+    for fact, message in ((bad_answer, "answer ' Rome'"), (bad_subject, "subject 'Zanzibar'")):
+        path = write_spec(model=model, data={"facts": [fact], "keep": "all"})
+        with pytest.raises(SpecError, match=f"{message} is not in the model's vocabulary"):
+            make_plan(load_spec(path))
+
+
+def test_a_corrupted_subject_that_nothing_uses_does_nothing(write_spec: SpecWriter) -> None:
+    plain = prompt_of(write_spec, FACT)
+    assert prompt_of(write_spec, {**FACT, "corrupted_subject": "The Old"}) == plain
+
+
+def test_occurrence_may_stand_in_a_file(write_spec: SpecWriter, tmp_path: Path) -> None:
+    (tmp_path / "f.csv").write_text(
+        "prompt,subject,attribute,occurrence\nParis is in Paris,Paris,Rome,2\n"
+    )
+    path = write_spec(data={"file": "f.csv", "keep": "all"})
+    prompt = make_plan(load_spec(path)).prompts[0]
+    assert prompt.subject[1] == len(prompt.ids)

@@ -12,7 +12,9 @@ from tests.test_tables import FACTS, tables
 
 def names_and_sizes(path: Path) -> dict[str, int]:
     plan, _, results, summary = tables(path)
-    return {name: len(content) for name, content in draw(plan, results, summary)}
+    drawn = draw(plan, results, summary)
+    assert len({name for name, _ in drawn}) == len(drawn), "a figure was drawn over another"
+    return {name: len(content) for name, content in drawn}
 
 
 def test_one_fact_has_a_map_for_each_component_and_a_panel(write_spec: SpecWriter) -> None:
@@ -20,6 +22,14 @@ def test_one_fact_has_a_map_for_each_component_and_a_panel(write_spec: SpecWrite
     stems = {"trace_block_output", "trace_mlp_output", "trace_panel"}
     assert set(sizes) == {f"{stem}.{kind}" for stem in stems for kind in ("png", "svg")}
     assert min(sizes.values()) > 2000
+
+
+def test_two_windows_of_a_component_are_two_figures(write_spec: SpecWriter) -> None:
+    grid = [{"component": "mlp_output"}, {"component": "mlp_output", "window": 2}]
+    sizes = names_and_sizes(write_spec(grid=grid, figures={"formats": ["png"]}))
+    assert set(sizes) == {
+        "trace_mlp_output_window1.png", "trace_mlp_output_window2.png", "trace_panel.png"
+    }  # fmt: skip
 
 
 def test_roles_over_facts_have_averages_and_lines(write_spec: SpecWriter) -> None:
@@ -57,7 +67,7 @@ def test_a_wide_model_and_a_long_prompt_stay_readable(
     from tests.conftest import tiny_config
 
     model = {"config": {**tiny_config("gpt2"), "n_layer": n_layers}, "tokenizer": str(gpt2_folder)}
-    prompt = "The Space Needle $x_1$ " + "is in downtown " * 16 + "in\n"
+    prompt = "The Space Needle $x_1$ " + "is in downtown " * 16 + "in"
     fact = {"prompt": prompt, "subject": "Needle $x", "answer": "Seattle"}
     path = write_spec(
         model=model,

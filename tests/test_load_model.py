@@ -47,6 +47,30 @@ def test_weights_that_do_not_fill_the_model_are_an_error(gpt2_folder: Path, tmp_
         load({"path": str(folder)})
 
 
+def test_a_config_that_cuts_the_model_short_is_an_error(gpt2_folder: Path, tmp_path: Path) -> None:
+    import json
+
+    folder = tmp_path / "model"
+    shutil.copytree(gpt2_folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "n_layer": 2}))
+    with pytest.raises(ModelError, match=r"no place for: transformer\.h\.2"):
+        load({"path": str(folder)})
+
+
+def test_a_config_under_other_names_is_an_error() -> None:
+    config = {**tiny_config("gpt2"), "n_layers": 3}
+    del config["n_layer"]
+    with pytest.raises(ModelError, match="n_layers 3, the model has 12"):
+        load({"config": config})
+
+
+@pytest.mark.parametrize("damage", [{"activation_function": "nope"}, {"resid_pdrop": "x"}])
+def test_a_config_that_is_wrong_in_any_way_is_an_error(damage: dict[str, object]) -> None:
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load({"config": {**tiny_config("gpt2"), **damage}})
+
+
 def test_damaged_weights_are_an_error(gpt2_folder: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(gpt2_folder, folder)

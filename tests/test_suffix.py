@@ -89,7 +89,7 @@ def a_run(draw: st.DrawFn, depth: int = 2) -> Run:
     return Run(ids, tuple(edits))
 
 
-@settings(max_examples=120)
+@settings(max_examples=50)
 @given(st.lists(a_run(), min_size=1, max_size=6), st.integers(1, 2))
 def test_random_runs(executors, runs: list[Run], keep: int) -> None:
     agree(executors, runs, keep)

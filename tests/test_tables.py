@@ -92,13 +92,50 @@ def test_one_draw_of_one_prompt_has_no_interval(write_spec: SpecWriter) -> None:
 def test_the_interval_covers_as_often_as_it_says() -> None:
     from interv.report.tables import _uncertainty
 
-    random = np.random.default_rng(1)
-    covered = 0
-    for _ in range(300):
-        _, _, low, high = _uncertainty(random.normal(size=40), seed=0)
-        covered += low <= 0 <= high
+    groups = list(np.random.default_rng(1).normal(size=(600, 40)))
+    table = _uncertainty([*groups, groups[0][:7], groups[0][:1]], seed=0)
+    covered = (table["ci_low"][:600] <= 0) & (table["ci_high"][:600] >= 0)
     # 95 % nominal; a percentile bootstrap of 40 normals covers about 93 %.
-    assert 0.89 <= covered / 300 <= 0.98
+    assert 0.90 <= covered.mean() <= 0.97
+    assert list(table["n"][600:]) == [7, 1]
+    assert table["ci_low"].isna().tolist() == [False] * 601 + [True]
+
+
+def test_a_bootstrap_interval_is_that_of_resampled_means() -> None:
+    from interv.report.tables import _RESAMPLES, _uncertainty
+
+    values = np.array([1.0, 5.0, 2.0, 9.0])
+    picks = np.random.default_rng([3, 4]).integers(0, 4, size=(_RESAMPLES, 4))
+    low, high = np.percentile(values[picks].mean(axis=1), [2.5, 97.5])
+    row = _uncertainty([values], seed=3).iloc[0]
+    assert (row["ci_low"], row["ci_high"]) == (pytest.approx(low), pytest.approx(high))
+
+
+def test_the_same_fact_twice_counts_twice(write_spec: SpecWriter) -> None:
+    path = write_spec(data={"facts": FACTS[:1] * 2, "keep": "all"})
+    plan, _, results, summary = tables(path)
+    assert len(plan.cells) == len(plan.labels) / 2
+    assert set(results["prompt_id"]) == {0, 1}
+    assert set(summary["n"]) == {2}
+
+
+def test_positions_from_the_end_are_averaged_as_such(write_spec: SpecWriter) -> None:
+    grid = {"component": "block_output", "layers": [0], "positions": [-1]}
+    _, _, _, summary = tables(write_spec(data={"facts": FACTS, "keep": "all"}, grid=grid))
+    assert list(summary["role"]) == ["-1"]
+    assert list(summary["n"]) == [3]
+
+
+def test_csv_reads_back_as_the_same_rows() -> None:
+    import io
+
+    from interv.report.tables import to_csv
+
+    table = pd.DataFrame({"token": ["a\rb", "NA", 'q"', "x\ny", ""], "value": [1.5, 2, 3, 4, 5]})
+    back = pd.read_csv(io.StringIO(to_csv(table)), keep_default_na=False)
+    assert len(back) == 5
+    assert list(back["value"]) == [1.5, 2, 3, 4, 5]
+    assert list(back["token"]) == ["a\\rb", "NA", 'q"', "x\ny", ""]
 
 
 def test_the_same_journal_gives_the_same_tables(write_spec: SpecWriter) -> None:

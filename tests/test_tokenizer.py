@@ -43,9 +43,9 @@ def test_whether_the_model_adds_one_is_read_from_its_files(tmp_path: Path) -> No
     backend.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", backend.token_to_id("<s>"))]
     )
-    assert PromptTokenizer(backend, "<s>").adds_bos
+    assert PromptTokenizer(backend, {"bos_token": "<s>"}).adds_bos
     assert (
-        PromptTokenizer(backend, "<s>").encode("in").ids
+        PromptTokenizer(backend, {"bos_token": "<s>"}).encode("in").ids
         == PromptTokenizer(backend).encode("in").ids
     )
 
@@ -66,7 +66,14 @@ def test_a_chat_template_wraps_a_prompt(tokenizer: PromptTokenizer) -> None:
 
 @pytest.mark.parametrize(
     "template",
-    ["{{ ''.__class__.__mro__ }}", "{{ raise_exception('no user turns') }}", "{% for %}"],
+    [
+        "{{ ''.__class__.__mro__ }}",
+        "{{ raise_exception('no user turns') }}",
+        "{% for %}",
+        "{{ 1 / 0 }}",
+        "{% for i in range(10 ** 9) %}{% endfor %}",
+        "{{ 'a' + 1 }}",
+    ],
 )
 def test_a_hostile_or_broken_template_is_an_error(
     tokenizer: PromptTokenizer, template: str

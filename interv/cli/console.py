@@ -97,7 +97,7 @@ class Console:
         for verdict in verdicts:
             word = "holds" if verdict.holds else "MISSED" if verdict.fails_run else "missed (noted)"
             found = "" if verdict.found is None else f"{verdict.found:.4g}"
-            if verdict.found is None:
+            if verdict.found is None and not verdict.fails_run:
                 word = "not in this grid"
             table.add_row(verdict.claim.replace("[", r"\["), found, verdict.wanted, word)
         self._console.print(table)

@@ -47,7 +47,7 @@ def trace(
         return
     if made.unchecked:
         made = _with_model(made)
-    report, folder = _run(made, spec, outputs, fresh=fresh, quiet=quiet)
+    report, folder = _run(made, outputs, fresh=fresh, quiet=quiet)
     if as_json:
         typer.echo(json.dumps(_summary(report, folder)))
     else:
@@ -70,7 +70,7 @@ def _with_model(made: Plan) -> Plan:
     return made
 
 
-def _run(made: Plan, spec: Path, outputs: Path, *, fresh: bool, quiet: bool) -> tuple[Report, Path]:
+def _run(made: Plan, outputs: Path, *, fresh: bool, quiet: bool) -> tuple[Report, Path]:
     from interv.cli.console import Console
     from interv.run.folder import locked, run_folder, set_aside
 
@@ -82,7 +82,7 @@ def _run(made: Plan, spec: Path, outputs: Path, *, fresh: bool, quiet: bool) -> 
             console.say(f"the earlier run is now {old}")
         from interv.report.write import write_report, write_start
 
-        write_start(made, folder, spec.read_text("utf-8-sig"))
+        write_start(made, folder)
         console.say(
             f"{made.files.label}, {made.spec.model.dtype}: {len(made.prompts)} prompt(s), "
             f"{len(made.cells):,} points of {made.draws} row(s)"
@@ -92,7 +92,7 @@ def _run(made: Plan, spec: Path, outputs: Path, *, fresh: bool, quiet: bool) -> 
                 # Torch takes seconds to import: not before the folder is known to be ours.
                 from interv.run.trace import run_trace
 
-                outcome = run_trace(made, folder, progress)
+                outcome = run_trace(made, folder, progress, adopt=not fresh)
         except KeyboardInterrupt:
             console.say(_interrupted(made, folder))
             raise

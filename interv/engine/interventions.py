@@ -104,14 +104,16 @@ class Noise(Intervention):
     draw: int
 
     def apply(self, base: Tensor, source: Tensor | None) -> Tensor:
-        noise = _standard_normal(self.seed, self.draw, *base.shape)
+        # A power of two at least: the draws of one seed share an array.
+        upto = 1 << self.draw.bit_length()
+        noise = _standard_normal(self.seed, upto, *base.shape)[self.draw]
         # Scaled and added in float64, then rounded once: as numpy's draw meets the model's
         # numbers in the authors' code.
         scaled = self.level * torch.from_numpy(noise).to(base.device)
         return (base.double() + scaled).to(base.dtype)
 
 
-@functools.lru_cache(maxsize=512)
-def _standard_normal(seed: int, draw: int, n_positions: int, width: int) -> np.ndarray:
-    noise: np.ndarray = np.random.RandomState(seed).randn(draw + 1, n_positions, width)[draw]
+@functools.lru_cache(maxsize=16)
+def _standard_normal(seed: int, draws: int, n_positions: int, width: int) -> np.ndarray:
+    noise: np.ndarray = np.random.RandomState(seed).randn(draws, n_positions, width)
     return noise

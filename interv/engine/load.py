@@ -14,9 +14,10 @@ import torch
 import transformers
 from torch import nn
 
-from interv.errors import ModelError
+from interv.errors import IntervError, ModelError
 from interv.models import ModelFiles
 from interv.models.cache import cached
+from interv.models.config import read_facts
 from interv.models.families import BY_MODEL_TYPE, Family
 from interv.spec.schema import ModelSection
 
@@ -49,20 +50,24 @@ def load_model(files: ModelFiles, section: ModelSection, seed: int, device: str)
                 module = _random(files, options, seed)
             else:
                 module = _pretrained(files, section, options)
+        if section.device_map is None:
+            module = module.to(where)
+    except IntervError:
+        raise
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"{files.label}: its pickled weights hold more than tensors and are not opened; "
             "convert them to safetensors where you trust them"
         ) from error
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
-        # What transformers raises for a missing file, an unknown option, a missing extra or
-        # a shape that does not fit. Its message names the cause.
-        raise ModelError(f"{files.label}: cannot be loaded: {error}") from error
+    except Exception as error:
+        # A model's files may be wrong in any way, and each raises something else; the message
+        # names the cause and the traceback is kept as its cause.
+        kind = type(error).__name__
+        raise ModelError(f"{files.label}: cannot be loaded: {kind}: {error}") from error
     model_type = module.config.model_type
     if model_type not in BY_MODEL_TYPE:
         raise ModelError(f"{files.label}: models of type '{model_type}' are not known")
-    if section.device_map is None:
-        module = module.to(where)
+    _compare(files, module)
     module.eval().requires_grad_(False)
     return LoadedModel(
         module,
@@ -70,6 +75,24 @@ def load_model(files: ModelFiles, section: ModelSection, seed: int, device: str)
         next(module.parameters()).device,
         module.config._attn_implementation,
     )
+
+
+def _compare(files: ModelFiles, module: Any) -> None:
+    """Check that the plan was made for the model that was loaded.
+
+    Raises:
+        ModelError: its shape is another than its config's, as read without torch.
+    """
+    loaded = read_facts(module.config.to_dict(), files.label)
+    blocks = len(module.get_submodule(loaded.family.blocks))
+    planned = files.facts
+    assert planned is not None
+    for name in ("n_layers", "n_heads", "d_model", "n_positions", "vocab_size"):
+        if getattr(planned, name) != getattr(loaded, name) or blocks != loaded.n_layers:
+            raise ModelError(
+                f"{files.label}: its config says {name} {getattr(planned, name)}, the model has "
+                f"{getattr(loaded, name)} ({blocks} blocks); name each field as transformers does"
+            )
 
 
 def token_embeddings(model: LoadedModel) -> torch.Tensor:
@@ -114,6 +137,18 @@ def _pretrained(files: ModelFiles, section: ModelSection, options: dict[str, Any
         **options,
     )
     # transformers fills what is missing with random numbers and warns.
+    family = BY_MODEL_TYPE.get(module.config.model_type)
+    # Of unexpected weights those of further blocks mean that the config cuts the model short;
+    # GPT-2's attention masks, once saved with the weights, mean nothing.
+    extra = [
+        key
+        for key in sorted(info["unexpected_keys"])
+        if family
+        and key.startswith(family.blocks)
+        and not key.endswith(("attn.bias", "masked_bias"))
+    ]
+    if extra:
+        raise ModelError(f"{files.label}: has weights that its config has no place for: {extra[0]}")
     missing = sorted(info["missing_keys"]) + sorted(str(k) for k in info["mismatched_keys"])
     if missing:
         some = ", ".join(missing[:3])

@@ -58,6 +58,8 @@ def read_facts(config: Mapping[str, Any], source: str, n_params: int | None = No
         found = [config[name] for name in names if isinstance(config.get(name), int)]
         if not found:
             raise ModelError(f"{source}: none of {', '.join(names)} is given as a number")
+        if isinstance(found[0], bool) or found[0] < 1:
+            raise ModelError(f"{source}: {field} is {found[0]}; expected 1 or more")
         values[field] = found[0]
     model_type = config.get("model_type")
     if not isinstance(model_type, str):

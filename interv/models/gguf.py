@@ -6,6 +6,7 @@ The weights are dequantised in `interv.engine.load`.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from interv.errors import ModelError
@@ -21,7 +22,7 @@ def unpack(path: Path, sha256: str) -> Path:
     """The cache folder with config.json, tokenizer.json and tokenizer_config.json of a file.
 
     Raises:
-        ModelError: the file is not GGUF, or its tokenizer is of a kind that is not known.
+        ModelError: the file is not GGUF, or not a language model's.
     """
 
     def build(folder: Path) -> None:
@@ -36,14 +37,8 @@ def unpack(path: Path, sha256: str) -> Path:
             field = reader.get_field(key)
             return None if field is None else field.contents()
 
-        kind, pre = value("tokenizer.ggml.model"), value("tokenizer.ggml.pre") or "default"
-        if kind != "gpt2" or pre not in _SPLITS_DIGITS:
-            raise ModelError(
-                f"{path}: its tokenizer ({kind}, {pre}) is not known; set model.tokenizer to a "
-                "folder with the model's tokenizer.json"
-            )
         architecture = value("general.architecture")
-        config = {
+        config: dict[str, object] = {
             "model_type": architecture,
             "num_hidden_layers": value(f"{architecture}.block_count"),
             "num_attention_heads": value(f"{architecture}.attention.head_count"),
@@ -52,22 +47,39 @@ def unpack(path: Path, sha256: str) -> Path:
             "max_position_embeddings": value(f"{architecture}.context_length"),
             "n_params": int(sum(int(t.n_elements) for t in reader.tensors)),
         }
-        tokens, types = value("tokenizer.ggml.tokens"), value("tokenizer.ggml.token_type")
-        merges, bos = value("tokenizer.ggml.merges"), value("tokenizer.ggml.bos_token_id")
-        assert isinstance(tokens, list) and isinstance(types, list) and isinstance(merges, list)
+        tokens = value("tokenizer.ggml.tokens")
+        if not isinstance(tokens, list):
+            raise ModelError(f"{path}: has no tokens; is it a language model?")
         config["vocab_size"] = len(tokens)
-        backend = byte_level_bpe(
-            {token: i for i, token in enumerate(tokens)},
-            [(left, right) for left, right in (m.split(" ") for m in merges)],
-            split_digits=_SPLITS_DIGITS[str(pre)],
-            special=[t for t, kind in zip(tokens, types, strict=True) if kind == _CONTROL],
-        )
-        backend.save(str(folder / "tokenizer.json"))
-        settings = {
-            "bos_token": tokens[bos] if isinstance(bos, int) else None,
-            "chat_template": value("tokenizer.chat_template"),
-        }
+        config["tokenizer_absent"] = _tokenizer(path, folder, tokens, value)
         (folder / "config.json").write_text(json.dumps(config))
-        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
-    return cached(f"gguf/{sha256[:16]}-tokens", build)
+    return cached(f"gguf/{sha256[:16]}-tokens-2", build)
+
+
+def _tokenizer(
+    path: Path, folder: Path, tokens: list[str], value: Callable[[str], object]
+) -> str | None:
+    """Save a byte-level BPE tokenizer; for any other kind return why there is none."""
+    kind, pre = value("tokenizer.ggml.model"), str(value("tokenizer.ggml.pre") or "default")
+    merges, types = value("tokenizer.ggml.merges"), value("tokenizer.ggml.token_type")
+    bos = value("tokenizer.ggml.bos_token_id")
+    known = kind == "gpt2" and pre in _SPLITS_DIGITS
+    if not known or not isinstance(merges, list) or not isinstance(types, list):
+        return (
+            f"that of {path.name} ({kind}, {pre}) is not known; set model.tokenizer to a folder "
+            "with the model's tokenizer.json"
+        )
+    backend = byte_level_bpe(
+        {token: i for i, token in enumerate(tokens)},
+        [(left, right) for left, right in (str(m).split(" ") for m in merges)],
+        split_digits=_SPLITS_DIGITS[pre],
+        special=[t for t, kind in zip(tokens, types, strict=True) if kind == _CONTROL],
+    )
+    backend.save(str(folder / "tokenizer.json"))
+    settings = {
+        "bos_token": tokens[bos] if isinstance(bos, int) else None,
+        "chat_template": value("tokenizer.chat_template"),
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return None

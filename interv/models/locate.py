@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -96,9 +97,11 @@ def _from_folder(
 ) -> ModelFiles:
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{folder / 'config.json'}: is not JSON: {error}") from None
-    weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    if not isinstance(config, dict):
+        raise ModelError(f"{folder / 'config.json'}: is not an object")
+    weights = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
     absent: list[str] = []
     tokenizer = read_tokenizer(folder)
     if tokenizer is None:
@@ -107,7 +110,8 @@ def _from_folder(
         identity = None
         absent.append(f"weights: {folder} has no safetensors")
     elif identity is None:
-        names = [p.name for p in weights] + ["config.json"]
+        indexes = sorted(folder.glob("*.index.json"))
+        names = [p.name for p in (*weights, *indexes)] + ["config.json"]
         identity = text_hash(json.dumps([[n, file_hash(folder / n)] for n in names]))
     facts = read_facts(config, str(folder / "config.json"), _count_parameters(weights))
     return ModelFiles(
@@ -122,13 +126,15 @@ def _count_parameters(weights: list[Path]) -> int | None:
         if path.suffix != ".safetensors":
             return None
         with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                size = 1
-                for n in tensor["shape"]:
-                    size *= n
-                total += size
+            length = int.from_bytes(file.read(8), "little")
+            if not 0 < length <= path.stat().st_size:
+                raise ModelError(f"{path}: is not a safetensors file; is it whole?")
+            try:
+                header = json.loads(file.read(length))
+                shapes = [t["shape"] for n, t in header.items() if n != "__metadata__"]
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ModelError(f"{path}: is not a safetensors file: {error}") from None
+        total += sum(prod(shape) for shape in shapes)
     return total or None
 
 
@@ -137,7 +143,9 @@ def _from_gguf(path: Path, label: str) -> ModelFiles:
     folder = gguf.unpack(path, sha256)
     config = json.loads((folder / "config.json").read_text("utf-8"))
     facts = read_facts(config, str(path), config["n_params"])
-    return ModelFiles(label, "gguf", folder, path, config, facts, read_tokenizer(folder), sha256)
+    tokenizer = read_tokenizer(folder)
+    absent = () if tokenizer else (f"tokenizer: {config['tokenizer_absent']}",)
+    return ModelFiles(label, "gguf", folder, path, config, facts, tokenizer, sha256, absent)
 
 
 def _default_file() -> Path:

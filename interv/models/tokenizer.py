@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +34,21 @@ class PromptTokenizer:
     """A model's tokenizer; whether a begin-of-text token comes first is said, not implied."""
 
     def __init__(
-        self, backend: Tokenizer, bos_token: str | None = None, chat_template: str | None = None
+        self,
+        backend: Tokenizer,
+        special: Mapping[str, str] | None = None,
+        chat_template: str | None = None,
     ) -> None:
         self._backend = backend
         self._backend.no_truncation()
         self._backend.no_padding()
-        self.bos_token = bos_token
-        self.bos_id: int | None = backend.token_to_id(bos_token) if bos_token else None
+        self._special = dict(special or {})
+        bos = self._special.get("bos_token")
+        self.bos_id: int | None = backend.token_to_id(bos) if bos else None
+        model = json.loads(backend.to_str())["model"]
+        unknown = model.get("unk_token")
+        # What stands for a text that the vocabulary does not have.
+        self.unk_id: int | None = backend.token_to_id(unknown) if unknown else model.get("unk_id")
         self.chat_template = chat_template
 
     @property
@@ -85,15 +95,18 @@ class PromptTokenizer:
             raise TemplateError(message)
 
         # The settings that chat templates are written for (transformers' own).
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
         environment.globals["raise_exception"] = refuse
+        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
         try:
             return environment.from_string(self.chat_template).render(
                 messages=[{"role": "user", "content": prompt}],
                 add_generation_prompt=True,
-                bos_token=self.bos_token or "",
+                **self._special,
             )
-        except TemplateError as error:
+        except Exception as error:  # a template may raise anything
             raise ModelError(f"model.chat_template: cannot be rendered: {error}") from None
 
 
@@ -127,7 +140,11 @@ def read_tokenizer(place: Path) -> PromptTokenizer | None:
     try:
         if whole.is_file():
             backend = Tokenizer.from_file(str(whole))
-        elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        elif (
+            place.is_dir()
+            and (folder / "vocab.json").is_file()
+            and (folder / "merges.txt").is_file()
+        ):
             vocab = json.loads((folder / "vocab.json").read_text("utf-8"))
             lines = (folder / "merges.txt").read_text("utf-8").splitlines()
             pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
@@ -142,16 +159,20 @@ def read_tokenizer(place: Path) -> PromptTokenizer | None:
         raise ModelError(f"{folder}: the tokenizer cannot be read: {error}") from error
 
 
-def _settings(folder: Path) -> tuple[str | None, str | None]:
-    """Begin-of-text token and chat template, from the files beside the tokenizer."""
+def _settings(folder: Path) -> tuple[dict[str, str], str | None]:
+    """Special tokens and chat template, from the files beside the tokenizer."""
     settings: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / name).is_file():
             settings |= json.loads((folder / name).read_text("utf-8"))
-    bos = settings.get("bos_token")
-    bos = bos.get("content") if isinstance(bos, dict) else bos
+    special: dict[str, str] = {}
+    for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
+        token = settings.get(name)
+        token = token.get("content") if isinstance(token, dict) else token
+        if isinstance(token, str):
+            special[name] = token
     template = settings.get("chat_template")
     beside = folder / "chat_template.jinja"
     if beside.is_file():
         template = beside.read_text("utf-8")
-    return bos, template if isinstance(template, str) else None
+    return special, template if isinstance(template, str) else None

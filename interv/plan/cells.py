@@ -34,6 +34,7 @@ class Label:
     """One line of the results: how the spec came to ask for a cell."""
 
     cell: Cell
+    prompt: int
     layer: int
     window: int
     role: str

@@ -45,6 +45,13 @@ def check_prompts(
         if length > facts.n_positions:
             message = f"prompt {prompt.index} has {length} tokens"
             yield loaded.problem(("data",), message, f"at most {facts.n_positions}, the model's")
+        texts = (prompt.ids, prompt.answer_ids, prompt.subject_ids, prompt.corrupted_ids or ())
+        largest = max(token for ids in texts for token in ids)
+        if largest >= facts.vocab_size:
+            message = (
+                f"prompt {prompt.index} has token {largest}, the model {facts.vocab_size} tokens"
+            )
+            yield loaded.problem(("model",), message, "the tokenizer of this model")
         for i, grid in enumerate(loaded.spec.grid):
             for item in axes.items(grid.positions):
                 try:

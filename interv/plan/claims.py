@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from interv.errors import Problem, nearest
 from interv.plan.cells import Label
@@ -19,7 +19,20 @@ def matches(value: object, wanted: str | int | None) -> bool:
     if isinstance(wanted, str) and isinstance(value, int):
         low, _, high = wanted.partition("-")
         return low.isdecimal() and int(low) <= value <= int(high or low)
-    return value == ("" if wanted is None else wanted)
+    return bool(value == ("" if wanted is None else wanted))
+
+
+def conditions(claim: Claim, metrics: Sequence[str]) -> dict[str, str | int | None]:
+    """What the columns of a claim's rows must be; the metric, unless named, is the first."""
+    return {"metric": metrics[0], **claim.where}
+
+
+def grid_replaced(loaded: LoadedSpec) -> bool:
+    """Whether the command line changed the grid, so that claims may lie outside it."""
+    return any(
+        path[:1] == ("grid",) and mark.source == COMMAND_LINE
+        for path, mark in loaded.document.values.items()
+    )
 
 
 def check_claims(
@@ -33,7 +46,7 @@ def check_claims(
     by_index = {p.index: p for p in prompts}
     places = list(
         dict.fromkeys(
-            _place(label, by_index[label.cell.prompt], len(prompts), metric)
+            _place(label, by_index[label.prompt], len(prompts), metric)
             for label in labels
             for metric in spec.metric
         )
@@ -47,8 +60,9 @@ def check_claims(
                 yield loaded.problem((*at, column), message, ", ".join(COLUMNS), near)
         if any(column not in COLUMNS for column in claim.where) or not places:
             continue
-        found = sum(_holds(claim, place) for place in places)
-        if found == 0 and not _grid_replaced(loaded):
+        wanted = conditions(claim, spec.metric)
+        found = sum(_holds(wanted, place) for place in places)
+        if found == 0 and not grid_replaced(loaded):
             message = f"claim '{claim.claim}' is about no place of the grid"
             yield loaded.problem(at, message, "a place that the grid has")
         elif found > 1 and claim.reduce == "only":
@@ -66,13 +80,6 @@ def _place(label: Label, prompt: Prompt, n_prompts: int, metric: str) -> tuple[o
     return (cell.component, label.layer, label.window, severed, pos, token, label.role, metric)
 
 
-def _holds(claim: Claim, place: tuple[object, ...]) -> bool:
+def _holds(wanted: Mapping[str, str | int | None], place: tuple[object, ...]) -> bool:
     columns = dict(zip(COLUMNS, place, strict=True))
-    return all(matches(columns[column], wanted) for column, wanted in claim.where.items())
-
-
-def _grid_replaced(loaded: LoadedSpec) -> bool:
-    return any(
-        path[:1] == ("grid",) and mark.source == COMMAND_LINE
-        for path, mark in loaded.document.values.items()
-    )
+    return all(matches(columns[column], value) for column, value in wanted.items())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 
 from interv.errors import ModelError, SpecError
@@ -31,7 +32,10 @@ def make_plan(loaded: LoadedSpec) -> Plan:
         if files.facts:
             _ = files.facts.family
     except ModelError as error:
-        raise SpecError([loaded.problem(("model",), str(error))]) from None
+        # The message begins with the field that it is about, where it is about one.
+        field = re.match(r"model\.(\w+):", str(error))
+        at = ("model", field[1]) if field else ("model",)
+        raise SpecError([loaded.problem(at, str(error))]) from None
     problems = [p for i, g in enumerate(spec.grid) for p in check_grid(loaded, i, g, files.facts)]
     prompts: list[Prompt] = []
     if files.tokenizer:
@@ -85,7 +89,7 @@ def _labels(
                 for item in axes.items(grid.layers)
                 for layer in axes.expand(item, facts.n_layers) or ()
             ]
-            places = list(_places(prompt, grid))
+            places = list(_places(prompt, grid, several=len(prompts) > 1))
             for component in grid.component:
                 for layer in layers:
                     window = window_layers(layer, grid.window, facts.n_layers)
@@ -93,17 +97,22 @@ def _labels(
                         name = f"{component}|{window[0]}-{window[-1]}|{position}|{grid.sever}"
                         cell_id = _digest(keys[prompt.index], name)
                         cell = Cell(cell_id, prompt.index, component, window, position, grid.sever)
-                        label = Label(cell, layer, grid.window, role)
-                        found.setdefault((cell_id, layer, grid.window, role), label)
+                        label = Label(cell, prompt.index, layer, grid.window, role)
+                        found.setdefault((cell_id, prompt.index, layer, grid.window, role), label)
     return list(found.values())
 
 
-def _places(prompt: Prompt, grid: TraceGrid) -> Iterator[tuple[int, str]]:
-    """Positions that a grid asks for, each with the role under which it did."""
+def _places(prompt: Prompt, grid: TraceGrid, *, several: bool) -> Iterator[tuple[int, str]]:
+    """Positions that a grid asks for, each with the role under which it did.
+
+    Over several prompts, which may differ in length, a position counted from the end is a
+    role of its own: it is averaged as what it says.
+    """
     for item in axes.items(grid.positions):
         indices = axes.expand(item, len(prompt.ids))
         if indices is not None:
-            yield from ((i, "") for i in indices)
+            name = str(item) if several and isinstance(item, int) and item < 0 else ""
+            yield from ((i, name) for i in indices)
             continue
         for role in ROLES if item == "roles" else (str(item),):
             yield from ((i, role) for i in prompt.role(role))

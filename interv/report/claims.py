@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import pandas as pd
 
-from interv.plan.claims import matches
+from interv.errors import IntervError
+from interv.plan.claims import conditions, matches
 from interv.spec.schema import Claim
 
 
@@ -27,18 +29,34 @@ class Verdict:
         return asdict(self)
 
 
-def check_claims(claims: list[Claim], summary: pd.DataFrame) -> list[Verdict]:
-    """Check each claim; that its place is in the spec's grid was checked with the plan."""
-    return [_check(claim, summary) for claim in claims]
+def check_claims(
+    claims: list[Claim], summary: pd.DataFrame, metrics: list[str], *, outside: bool = False
+) -> list[Verdict]:
+    """Check each claim.
+
+    Args:
+        claims: of the spec's `reference`.
+        summary: the summary table.
+        metrics: the spec's; a claim that names none is about the first.
+        outside: whether a claim may lie outside the grid without being missed, because the
+            command line replaced the grid.
+    """
+    return [_check(c, summary, conditions(c, metrics), outside) for c in claims]
 
 
-def _check(claim: Claim, summary: pd.DataFrame) -> Verdict:
+def _check(
+    claim: Claim, summary: pd.DataFrame, wanted: Mapping[str, str | int | None], outside: bool
+) -> Verdict:
     rows = summary
-    for column, wanted in claim.where.items():
-        rows = rows[[matches(value, wanted) for value in rows[column].tolist()]]
+    for column, value in wanted.items():
+        held = ["" if pd.isna(found) else found for found in rows[column].tolist()]
+        rows = rows[[matches(found, value) for found in held]]
     wanted_text = _wanted(claim)
+    missed = claim.on_miss == "fail"
     if rows.empty:
-        return Verdict(claim.claim, None, wanted_text, False, False, claim.source)
+        return Verdict(claim.claim, None, wanted_text, False, missed and not outside, claim.source)
+    if claim.reduce == "only" and len(rows) > 1:
+        raise IntervError(f"reference '{claim.claim}': {len(rows)} rows of summary.csv match")
     values = rows["mean" if claim.of == "effect" else claim.of]
     if claim.reduce == "layer_of_max":
         found = float(rows["layer"].to_numpy()[values.to_numpy().argmax()])
@@ -47,8 +65,7 @@ def _check(claim: Claim, summary: pd.DataFrame) -> Verdict:
         found = float(values.agg(reduce))
     low, high = _bounds(claim)
     holds = math.isfinite(found) and low <= found <= high
-    fails = not holds and claim.on_miss == "fail"
-    return Verdict(claim.claim, found, wanted_text, holds, fails, claim.source)
+    return Verdict(claim.claim, found, wanted_text, holds, missed and not holds, claim.source)
 
 
 def _bounds(claim: Claim) -> tuple[float, float]:

@@ -112,26 +112,43 @@ def _maps(
             word = _METRIC_WORDS[metric].format(prompt.answer.strip())
             of_prompt = by_token[by_token["prompt_id"] == index]
             maps = [
-                _map(site, frame, "pos", "value", list(range(len(labels))), labels, metric, word)
+                _map(
+                    site,
+                    _several(of_prompt, site),
+                    frame,
+                    "pos",
+                    "value",
+                    list(range(len(labels))),
+                    labels,
+                    metric,
+                    word,
+                )
                 for *site, frame in by_site(of_prompt)
             ]
             if maps:
                 stem = "trace" if len(ids) == 1 else f"trace_prompt{index}"
                 yield stem + suffix, maps
         by_role = summary[(summary["metric"] == metric) & (summary["role"] != "")]
-        roles = [r for r in (*ROLES, "subject") if (by_role["role"] == r).any()]
+        named = [*ROLES, "subject", *dict.fromkeys(by_role["role"])]
+        roles = [r for r in dict.fromkeys(named) if (by_role["role"] == r).any()]
         words = [r.replace("_", " ") + ("*" if "subject" in r else "") for r in roles]
         bar = f"average effect on {_METRIC_WORDS[metric].format('answer')}"
         maps = [
-            _map(site, frame, "role", "mean", roles, words, metric, bar)
+            _map(site, _several(by_role, site), frame, "role", "mean", roles, words, metric, bar)
             for *site, frame in by_site(by_role)
         ]
         if maps:
             yield "average" + suffix, maps
 
 
+def _several(frame: pd.DataFrame, site: list[Any]) -> bool:
+    """Whether a site's component is there with more than one window."""
+    return int(frame.loc[frame["component"] == site[0], "window"].nunique()) > 1
+
+
 def _map(
     site: list[Any],
+    windows: bool,
     frame: pd.DataFrame,
     row: str,
     column: str,
@@ -144,7 +161,8 @@ def _map(
     table = frame.pivot_table(index=row, columns="layer", values=column, aggfunc="mean")
     shown = [(key, label) for key, label in zip(order, labels, strict=True) if key in table.index]
     table = table.loc[[key for key, _ in shown]]
-    name = component + (f"_without_{severed}" if severed else "")
+    name = component + (f"_window{window}" if windows else "")
+    name += f"_without_{severed}" if severed else ""
     low = float(frame["corrupted"].iloc[0]) if column == "value" else 0.0
     rows = [label for _, label in shown]
     layers = [int(layer) for layer in table.columns]
@@ -179,7 +197,7 @@ def _heatmap(figure: Figure, axes: Axes, one: Map, model: str) -> None:
     ticks = [i for i, layer in enumerate(one.layers) if layer % 5 == 0 or len(one.layers) < 8]
     axes.set_xticks([i + 0.5 for i in ticks], [str(one.layers[i]) for i in ticks])
     axes.set_title(one.title)
-    axes.set_xlabel(one.axis(model))
+    axes.set_xlabel(_plain(one.axis(model)))
     bar = figure.colorbar(mesh, ax=axes)
     bar.ax.set_title(_plain(one.bar) if len(one.bar) < 14 else "", fontsize=8)
     if len(one.bar) >= 14:
@@ -203,7 +221,7 @@ def _lines(summary: pd.DataFrame, metric: str, model: str) -> Figure:
         axes.axhline(0, color="#bbbbbb", lw=0.6)
         kind = component.replace("_", " ") + (f", window {window}" if window > 1 else "")
         axes.set_title(kind + (f", {severed.replace('_', ' ')} severed" if severed else ""))
-        axes.set_xlabel(f"layer of {model}")
+        axes.set_xlabel(_plain(f"layer of {model}"))
     panels[0].set_ylabel(f"average effect on {_METRIC_WORDS[metric].format('answer')}")
     panels[-1].legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure

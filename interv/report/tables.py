@@ -36,9 +36,9 @@ def results_table(plan: Plan, journal: Journal) -> pd.DataFrame:
     rows = []
     wanted = set(wanted_prompts(plan, journal))
     for label in plan.labels:
-        if label.cell.prompt not in wanted:
+        if label.prompt not in wanted:
             continue
-        base = journal[plan.baselines[label.cell.prompt]]
+        base = journal[plan.baselines[label.prompt]]
         record = journal[label.cell.id]
         for metric in plan.spec.metric:
             value = metric_values(record, metric)
@@ -63,20 +63,20 @@ def results_table(plan: Plan, journal: Journal) -> pd.DataFrame:
 
 def _place(plan: Plan, label: Label) -> tuple[object, ...]:
     cell = label.cell
-    token = plan.prompts[cell.prompt].tokens[cell.position]
+    token = plan.prompts[label.prompt].tokens[cell.position]
     severed = cell.sever or ""
     site = (cell.component, label.layer, label.window, severed)
-    return (cell.prompt, *site, cell.position, token, label.role)
+    return (label.prompt, *site, cell.position, token, label.role)
 
 
 def summary_table(plan: Plan, journal: Journal, results: pd.DataFrame) -> pd.DataFrame:
     """One row for each place: what is reported, with its uncertainty.
 
     `mean`, `sem`, `ci_low` and `ci_high` are of the effect; the interval is a 95 % percentile
-    bootstrap. `over` says what `n` counts: prompts, where there are several (a role with
+    bootstrap. `over` says what `n` counts: prompts, where the data has several (a role with
     several tokens is averaged within its prompt first), else the one prompt's noise draws.
     """
-    if results["prompt_id"].nunique() == 1:
+    if len(plan.prompts) == 1:
         return _over_draws(plan, journal, results)
     # A position named by a role is averaged over prompts as that role, whatever its index.
     frame = results.copy()
@@ -91,51 +91,56 @@ def summary_table(plan: Plan, journal: Journal, results: pd.DataFrame) -> pd.Dat
     table = table.rename(columns={"effect": "mean"})
     keys = pd.MultiIndex.from_frame(table[place])
     aligned = effects.reindex(keys).to_numpy(dtype=float)
-    uncertain = [_uncertainty(row[~np.isnan(row)], plan.spec.seed) for row in aligned]
+    uncertain = _uncertainty([row[~np.isnan(row)] for row in aligned], plan.spec.seed)
     return _with_uncertainty(table, uncertain, "prompts")
 
 
 def _over_draws(plan: Plan, journal: Journal, results: pd.DataFrame) -> pd.DataFrame:
-    wanted = wanted_prompts(plan, journal)[0]
-    labels = [label for label in plan.labels if label.cell.prompt == wanted]
-    base = journal[plan.baselines[wanted]]["corrupted"]
-    uncertain = [
-        _uncertainty(
-            metric_values(journal[label.cell.id], metric) - metric_values(base, metric),
-            plan.spec.seed,
-        )
-        for label in labels
+    [prompt] = plan.prompts
+    base = journal[plan.baselines[prompt]]["corrupted"]
+    effects = [
+        metric_values(journal[label.cell.id], metric) - metric_values(base, metric)
+        for label in plan.labels
         for metric in plan.spec.metric
     ]
+    uncertain = _uncertainty(effects, plan.spec.seed)
     columns = [*_SITE, "pos", "token", "role", "metric", "value", "clean", "corrupted"]
     table = results[columns].assign(mean=results["effect"])
     return _with_uncertainty(table, uncertain, "draws")
 
 
-def _with_uncertainty(
-    table: pd.DataFrame, uncertain: list[tuple[int, float, float, float]], over: str
-) -> pd.DataFrame:
-    columns = ["n", "sem", "ci_low", "ci_high"]
-    extra = pd.DataFrame(uncertain, columns=columns, index=table.index)
+def _with_uncertainty(table: pd.DataFrame, uncertain: pd.DataFrame, over: str) -> pd.DataFrame:
+    extra = uncertain.set_index(table.index)
     out = table.assign(over=over, n=extra["n"])
-    return out.assign(**{name: extra[name] for name in columns[1:]})
+    return out.assign(**{name: extra[name] for name in ("sem", "ci_low", "ci_high")})
 
 
 def _sem(values: Values) -> float:
     return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
 
 
-def _uncertainty(values: Values, seed: int) -> tuple[int, float, float, float]:
-    """n, standard error, and the ends of a 95 % percentile bootstrap interval of the mean.
+def _uncertainty(groups: list[Values], seed: int) -> pd.DataFrame:
+    """n, standard error, and the ends of a 95 % percentile bootstrap interval of each mean.
 
     The resamples depend on the seed and n alone, so that places are compared on the same ones.
     """
-    n = len(values)
-    if n < 2:
-        return n, float("nan"), float("nan"), float("nan")
-    picks = np.random.default_rng([seed, n]).integers(0, n, size=(_RESAMPLES, n))
-    low, high = np.percentile(values[picks].mean(axis=1), [2.5, 97.5])
-    return n, _sem(values), float(low), float(high)
+    rows = [(len(values), _sem(values), np.nan, np.nan) for values in groups]
+    table = pd.DataFrame(rows, columns=["n", "sem", "ci_low", "ci_high"])
+    for n in sorted({len(values) for values in groups} - {0, 1}):
+        picks = np.random.default_rng([seed, n]).integers(0, n, size=(_RESAMPLES, n))
+        # How often each value is drawn: all means of all groups are one product.
+        weights = np.apply_along_axis(np.bincount, 1, picks, minlength=n) / n
+        where = [i for i, values in enumerate(groups) if len(values) == n]
+        means = weights @ np.stack([groups[i] for i in where], axis=1)
+        table.loc[where, ["ci_low", "ci_high"]] = np.percentile(means, [2.5, 97.5], axis=0).T
+    return table
+
+
+def to_csv(table: pd.DataFrame) -> str:
+    """CSV that reads back as the same rows: a bare carriage return would end one."""
+    text = table.select_dtypes(include=["object", "string"]).columns
+    safe = table.assign(**{c: [str(v).replace("\r", "\\r") for v in table[c]] for c in text})
+    return str(safe.to_csv(index=False, lineterminator="\n"))
 
 
 def prompts_table(plan: Plan, journal: Journal) -> pd.DataFrame:

@@ -11,9 +11,10 @@ import pandas as pd
 
 from interv import __version__
 from interv.plan import Plan
+from interv.plan.claims import grid_replaced
 from interv.report.claims import Verdict, check_claims
 from interv.report.figures import draw
-from interv.report.tables import prompts_table, results_table, summary_table
+from interv.report.tables import prompts_table, results_table, summary_table, to_csv
 from interv.run.folder import write_atomically
 from interv.run.journal import Journal
 from interv.run.record import provenance
@@ -32,9 +33,9 @@ class Report:
     verdicts: list[Verdict]
 
 
-def write_start(plan: Plan, folder: Path, source: str) -> None:
+def write_start(plan: Plan, folder: Path) -> None:
     """What was asked, before anything is computed."""
-    write_atomically(folder / "spec.yaml", source)
+    write_atomically(folder / "spec.yaml", plan.loaded.document.text)
     write_atomically(folder / "resolved.yaml", plan.loaded.resolved_yaml())
 
 
@@ -51,13 +52,15 @@ def write_report(plan: Plan, journal: Journal, folder: Path, record: dict[str, A
     summary = summary_table(plan, journal, results)
     prompts = prompts_table(plan, journal)
     for name, table in (("results", results), ("summary", summary), ("prompts", prompts)):
-        write_atomically(folder / f"{name}.csv", table.to_csv(index=False, lineterminator="\n"))
+        write_atomically(folder / f"{name}.csv", to_csv(table))
     figures = []
     (folder / "figures").mkdir(exist_ok=True)
     for name, content in draw(plan, results, summary):
         write_atomically(folder / "figures" / name, content)
         figures.append(name)
-    verdicts = check_claims(plan.spec.reference, summary)
+    verdicts = check_claims(
+        plan.spec.reference, summary, list(plan.spec.metric), outside=grid_replaced(plan.loaded)
+    )
     if record or not (folder / RECORD).is_file():
         _write_record(plan, journal, folder, record, prompts)
     return Report(results, summary, prompts, figures, verdicts)

@@ -14,6 +14,7 @@ from interv.errors import ResumeError, StorageError
 from interv.models.cache import writing
 
 LOCK = ".lock"
+SET_ASIDE = "-old-"
 
 
 def run_folder(outputs: Path, name: str, identity: str) -> Path:
@@ -95,7 +96,7 @@ def set_aside(folder: Path) -> Path | None:
     if not held:
         return None
     number = 1
-    while (old := folder.with_name(f"{folder.name}-old-{number}")).exists():
+    while (old := folder.with_name(f"{folder.name}{SET_ASIDE}{number}")).exists():
         number += 1
     with writing(old):
         old.mkdir()

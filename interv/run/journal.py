@@ -16,7 +16,7 @@ from typing import Any
 
 from interv.errors import ResumeError, StorageError
 from interv.models.cache import writing
-from interv.run.folder import write_atomically
+from interv.run.folder import SET_ASIDE, write_atomically
 
 JOURNAL = "journal.jsonl"
 Record = dict[str, Any]
@@ -132,7 +132,9 @@ def find_elsewhere(
     """
     found: dict[str, Record] = {}
     for path in sorted(folder.parent.glob(f"*/{JOURNAL}")):
-        if path.parent == folder or not wanted - found.keys():
+        # A run set aside by --fresh was set aside for a reason.
+        aside = SET_ASIDE in path.parent.name
+        if path.parent == folder or aside or not wanted - found.keys():
             continue
         try:
             other = read(path)

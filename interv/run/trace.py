@@ -176,8 +176,14 @@ class Outcome:
     record: dict[str, Any]
 
 
-def run_trace(plan: Plan, folder: Path, progress: Progress) -> Outcome:
+def run_trace(plan: Plan, folder: Path, progress: Progress, *, adopt: bool = True) -> Outcome:
     """Compute what is not in the folder's journal yet. The caller holds the folder's lock.
+
+    Args:
+        plan: what to compute.
+        folder: the run folder.
+        progress: told how far it is.
+        adopt: take over what runs of other grids computed under the same conditions.
 
     Raises:
         ResumeError: the journal was begun under other versions, device or threads, or is
@@ -190,6 +196,7 @@ def run_trace(plan: Plan, folder: Path, progress: Progress) -> Outcome:
     journal = journals.read(path, repair=True)
     threads = records.threads(plan.spec.run.threads)
     if journal and _pending(plan, journal) == 0:
+        _some_prompt(plan, journal)
         return Outcome(journal, {})
     model = load_model(plan.files, plan.spec.model, plan.spec.seed, plan.spec.run.device)
     tracer = Tracer(plan, model)
@@ -200,7 +207,7 @@ def run_trace(plan: Plan, folder: Path, progress: Progress) -> Outcome:
     )
     if journal is None:
         wanted = {cell.id for cell in plan.cells} | set(plan.baselines.values())
-        found = journals.find_elsewhere(folder, wanted, environment)
+        found = journals.find_elsewhere(folder, wanted, environment) if adopt else {}
         journal = journals.begin(path, environment, tracer.notes, found)
     elif changes := journals.difference(journal.environment, environment):
         raise ResumeError(
@@ -271,10 +278,7 @@ def _go(
         progress(f"clean and corrupted runs of prompt {index}", 0, 0)
         if plan.baselines[index] not in journal:
             journal.append({plan.baselines[index]: tracer.baseline(prompt)})
-    wanted = wanted_prompts(plan, journal)
-    if not wanted:
-        raise IntervError(_nothing_known(plan, journal))
-    by_prompt: dict[int, list[Pack]] = {p: [] for p in wanted}
+    by_prompt: dict[int, list[Pack]] = {p: [] for p in _some_prompt(plan, journal)}
     for pack in packs:
         if pack.prompt in by_prompt:
             by_prompt[pack.prompt].append(pack)
@@ -292,7 +296,11 @@ def _go(
             progress(prompt.subject_text, done, total)
 
 
-def _nothing_known(plan: Plan, journal: Journal) -> str:
+def _some_prompt(plan: Plan, journal: Journal) -> list[int]:
+    """The prompts that are traced; an error where there are none, which says why."""
+    wanted = wanted_prompts(plan, journal)
+    if wanted:
+        return wanted
     tokenizer = plan.files.tokenizer
     assert tokenizer is not None
     lines = [
@@ -300,7 +308,7 @@ def _nothing_known(plan: Plan, journal: Journal) -> str:
         f"{tokenizer.decode(journal[plan.baselines[i]]['top'])!r}"
         for i, p in list(plan.prompts.items())[:5]
     ]
-    return (
+    raise IntervError(
         "no prompt is left: the model's top answer is wrong for each (data.keep: correct)\n"
         + "\n".join(lines)
         + "\nSet data.keep=all to trace them all the same"

@@ -168,7 +168,7 @@ def _merged(base: Document, over: Document) -> Document:
     assert isinstance(over.data, dict)
     data = merge(base.data, over.data, ())
     values[()] = over.values[()]
-    return Document(data, values, keys)
+    return Document(data, over.text, values, keys)
 
 
 def _override(document: Document, argument: str) -> None:
@@ -201,7 +201,7 @@ def _override(document: Document, argument: str) -> None:
         if tail:
             child = container.get(head) if isinstance(container, dict) else container[int(head)]
             if here == ("model",) and isinstance(child, str):
-                child = schema.ModelSection.model_validate(child).model_dump(exclude_unset=True)
+                child = schema.bare_model(child)
                 container[head] = child  # type: ignore[index]
             elif child is None:
                 child = {}
@@ -223,15 +223,22 @@ def _resolve_paths(document: Document) -> None:
     data = document.data
     assert isinstance(data, dict)
     model = data.get("model")
-    if isinstance(model, str) and (model.startswith((".", "/", "~")) or model.endswith(".gguf")):
-        data["model"] = {"path": model}
-        document.values[("model", "path")] = document.values[("model",)]
+    if isinstance(model, str):
+        data["model"] = schema.bare_model(model)
+        for key in data["model"]:
+            document.values["model", key] = document.values[("model",)]
     for section, key in _PATH_KEYS:
         mapping = data.get(section)
         if isinstance(mapping, dict) and isinstance(mapping.get(key), str):
             mark = document.mark((section, key))
             here = Path(mark.source).parent if mark and mark.source != COMMAND_LINE else Path()
-            mapping[key] = str((here / Path(mapping[key]).expanduser()).resolve())
+            try:
+                path = (here / Path(mapping[key]).expanduser()).resolve()
+                path.exists()
+            except (OSError, ValueError, RuntimeError) as error:
+                message = f"{section}.{key}: {mapping[key][:60]!r} is no path: {error}"
+                raise SpecError([Problem(message, mark)]) from None
+            mapping[key] = str(path)
 
 
 def _written(document: Document, location: Sequence[str | int]) -> Path_:

@@ -6,6 +6,7 @@ description is what `interv schema` hands to editors.
 
 from __future__ import annotations
 
+import re
 from math import inf
 from typing import Annotated, Any, Literal
 
@@ -86,6 +87,12 @@ def _one_or_list(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
+def bare_model(word: str) -> dict[str, str]:
+    """What `model: word` stands for: a path where it looks like one, else a name."""
+    local = word.startswith((".", "/", "~")) or word.endswith(".gguf")
+    return {"path" if local else "name": word}
+
+
 class ModelSection(Section):
     """Which model, from where, in which numbers. A bare string is a `name` or a `path`."""
 
@@ -110,11 +117,8 @@ class ModelSection(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _bare_string(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            local = value.startswith((".", "/", "~")) or value.endswith(".gguf")
-            return {"path" if local else "name": value}
-        return value
+    def _bare(cls, value: Any) -> Any:
+        return bare_model(value) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _one_origin(self) -> ModelSection:
@@ -150,6 +154,7 @@ class FactColumns(Section):
     subject: str = "subject"
     answer: str = "attribute"
     corrupted_subject: str = "corrupted_subject"
+    occurrence: str = "occurrence"
 
 
 class FactsSection(Section):
@@ -286,6 +291,12 @@ class Claim(Section):
         near = self.value is not None and self.tolerance is not None
         if near == (self.between is not None) or (self.value is None) != (self.tolerance is None):
             raise _wrong("no form of comparison", "value with tolerance, or between: [low, high]")
+        if self.between is not None and self.between[0] > self.between[1]:
+            raise _wrong(f"between {self.between} holds nothing", "[low, high]")
+        for column in ("layer", "window", "pos"):
+            wanted = self.where.get(column)
+            if isinstance(wanted, str) and not re.fullmatch(r"\d+(-\d+)?", wanted):
+                raise _wrong(f"where.{column}: {wanted!r}", "a number, or a range like 8-11")
         return self
 
 

@@ -41,6 +41,7 @@ class Document:
     """Plain data, and for each path in it the place of its key and of its value."""
 
     data: object
+    text: str = ""
     values: dict[Path_, Mark] = field(default_factory=dict)
     keys: dict[Path_, Mark] = field(default_factory=dict)
 
@@ -97,7 +98,7 @@ class _Parser:
         self.lines = text.splitlines()
         self.source = source
         self.problems: list[Problem] = []
-        self.result = Document(None)
+        self.result = Document(None, text)
         self.count = 0
 
     def document(self) -> Document:
@@ -184,7 +185,7 @@ class _Parser:
         if _INT.fullmatch(value):
             return int(value) if len(value) < 4000 else value
         if _OCT_HEX.fullmatch(value):
-            return int(value, 0)
+            return int(value, 0) if len(value) < 1000 else value
         if _FLOAT.fullmatch(value):
             return float(value)
         return value

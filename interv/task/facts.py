@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from interv.errors import Mark, ModelError, Problem, nearest
 from interv.models import PromptTokenizer, Tokens
 from interv.spec import LoadedSpec
@@ -82,6 +84,7 @@ class Reader:
     prepend_bos: bool
     chat_template: bool
     join: str
+    corrupts_prompt: bool
 
     def encode(self, text: str) -> Tokens:
         return self.tokenizer.encode(text, prepend_bos=self.prepend_bos)
@@ -95,6 +98,12 @@ class Reader:
         if subject == (0, 0):
             raise _WrongFactError("subject", f"the subject {fact.subject!r} is blank")
         joined = fact.answer if fact.answer[:1].isspace() else self.join + fact.answer
+        if joined[:1].isspace() and fact.prompt[-1:].isspace():
+            raise _WrongFactError(
+                "prompt",
+                "the prompt ends in a space and the answer begins with one",
+                "a prompt without the last space, or data.join: ''",
+            )
         both = self.encode(text + joined).ids
         if both[: len(tokens.ids)] != tokens.ids:
             raise _WrongFactError(
@@ -104,6 +113,16 @@ class Reader:
                 "an answer that begins a new token; see data.join",
             )
         answer_ids = both[len(tokens.ids) :]
+        unknown = self.tokenizer.unk_id
+        if unknown is not None and unknown in answer_ids:
+            raise _WrongFactError(
+                "answer",
+                f"the answer {joined!r} is not in the model's vocabulary",
+                "text that the tokenizer has tokens for",
+            )
+        if unknown is not None and set(tokens.ids[slice(*subject)]) == {unknown}:
+            message = f"the subject {fact.subject!r} is not in the model's vocabulary"
+            raise _WrongFactError("subject", message, "text that the tokenizer has tokens for")
         if not answer_ids:
             raise _WrongFactError("answer", f"the answer {joined!r} has no tokens")
         return Prompt(
@@ -163,8 +182,14 @@ class Reader:
     def _corrupted(
         self, fact: Fact, text: str, start: int, tokens: Tokens
     ) -> tuple[int, ...] | None:
-        if fact.corrupted_subject is None:
+        if not self.corrupts_prompt:
             return None
+        if fact.corrupted_subject is None:
+            raise _WrongFactError(
+                "corrupted_subject",
+                f"the fact about {fact.subject!r} has no corrupted_subject",
+                "one, for corrupt.type: prompt",
+            )
         changed = text[:start] + fact.corrupted_subject + text[start + len(fact.subject) :]
         ids = self.encode(changed).ids
         if len(ids) != len(tokens.ids):
@@ -185,7 +210,7 @@ def make_reader(loaded: LoadedSpec, tokenizer: PromptTokenizer) -> Reader:
     bos = tokenizer.adds_bos if model.prepend_bos is None else model.prepend_bos
     if join is None:
         join = "" if model.chat_template else " "
-    return Reader(tokenizer, bos, model.chat_template, join)
+    return Reader(tokenizer, bos, model.chat_template, join, loaded.spec.corrupt.type == "prompt")
 
 
 def read_facts(loaded: LoadedSpec) -> tuple[list[tuple[Fact, Mark | None, int]], list[Problem]]:
@@ -211,7 +236,14 @@ def read_facts(loaded: LoadedSpec) -> tuple[list[tuple[Fact, Mark | None, int]],
         if not wrong:
             columns = data.columns.model_dump()
             values = {f: record[c] for f, c in columns.items() if record.get(c)}
-            facts.append((Fact(**values), mark, index))
+            if isinstance(values.get("occurrence"), str) and values["occurrence"].isdecimal():
+                values["occurrence"] = int(values["occurrence"])  # CSV knows only text
+            try:
+                facts.append((Fact.model_validate(values), mark, index))
+            except ValidationError as error:
+                first = error.errors()[0]
+                field = ".".join(str(part) for part in first["loc"])
+                problems.append(Problem(f"{field}: {first['msg']}", mark))
         elif wrong[0].message.startswith("no column"):
             return [], wrong
         problems += wrong
@@ -242,18 +274,11 @@ def read_prompts(
         The prompts, and a problem for each fact that cannot be used.
     """
     facts, problems = read_facts(loaded)
-    needs_corrupted = loaded.spec.corrupt.type == "prompt"
     prompts: list[Prompt] = []
     try:
         reader = make_reader(loaded, tokenizer)
         for fact, mark, index in facts:
             try:
-                if needs_corrupted and fact.corrupted_subject is None:
-                    raise _WrongFactError(
-                        "corrupted_subject",
-                        f"the fact about {fact.subject!r} has no corrupted_subject",
-                        "one, for corrupt.type: prompt",
-                    )
                 prompts.append(reader.prompt(index, fact))
             except _WrongFactError as wrong:
                 if mark is None:

@@ -31,7 +31,10 @@ def read_records(path: Path) -> list[Record]:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise SpecError([Problem(f"cannot be read: {reason}", start)]) from None
-    records = reader(text, str(path))
+    try:
+        records = reader(text, str(path))
+    except (ValueError, RecursionError, csv.Error) as error:
+        raise SpecError([Problem(f"cannot be read: {error}", start)]) from None
     if not records:
         raise SpecError([Problem("has no records", start, "at least one fact")])
     return records
@@ -89,10 +92,15 @@ def _jsonl(text: str, source: str) -> list[Record]:
 
 
 def _csv(text: str, source: str) -> list[Record]:
-    reader = csv.DictReader(io.StringIO(text, newline=""))
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    names = list(reader.fieldnames or ())
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise SpecError([Problem(f"column '{repeated[0]}' is there twice", Mark(source, 1, 1))])
     records: list[Record] = []
+    line = reader.line_num
     for row in reader:
-        mark = Mark(source, reader.line_num, 1)
+        mark = Mark(source, line + 1, 1)
+        line = reader.line_num
         if None in row or None in row.values():
             raise SpecError([Problem("the number of cells is not that of the header", mark)])
         records.append((dict(row), mark))
