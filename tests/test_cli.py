@@ -25,7 +25,7 @@ def test_the_last_line_on_stdout_is_the_run_folder(
         ".lock", "figures", "journal.jsonl", "prompts.csv", "resolved.yaml", "results.csv",
         "run.json", "spec.yaml", "summary.csv",
     }  # fmt: skip
-    assert "largest effects" in result.err
+    assert "the best layer of the best places" in result.err
     assert "\x1b" not in result.err, "colours or a bar where there is no terminal"
 
 
@@ -104,3 +104,27 @@ def test_a_bar_on_a_terminal_and_only_there(
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     assert "loading the model" in done.stdout
+
+
+def test_a_line_now_and_then_where_there_is_no_terminal(
+    write_spec: SpecWriter, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("interv.cli.console._SECONDS_BETWEEN_LINES", 0)
+    result = cli("trace", write_spec(), "-o", tmp_path / "out")
+    assert "36 of 36 points, about 0 s to go" in result.err
+
+
+def test_each_metric_has_its_table(write_spec: SpecWriter, cli: Cli, tmp_path: Path) -> None:
+    result = cli("trace", write_spec(metric=["probability", "rank"]), "-o", tmp_path / "out")
+    for metric in ("probability", "rank"):
+        assert f"{metric}: the best layer" in result.err
+    assert result.err.count("effect is value minus corrupted") == 2
+
+
+def test_a_plan_without_a_model_says_what_is_not_known(
+    write_spec: SpecWriter, cli: Cli, tmp_path: Path
+) -> None:
+    result = cli("plan", write_spec(model="owner/nowhere"), "-o", tmp_path)
+    assert result.code == 0
+    assert "cannot be counted before the model is at hand" in result.out
+    assert "points" not in result.out

@@ -93,6 +93,12 @@ def test_json_jsonl_and_csv_say_the_same(write_spec: SpecWriter, tmp_path: Path)
     assert found[0][1].answer == " Mostar"
 
 
+def test_the_answer_may_be_called_answer(write_spec: SpecWriter, tmp_path: Path) -> None:
+    (tmp_path / "f.csv").write_text("prompt,subject,answer\nin downtown,in,Paris\n")
+    path = write_spec(data={"file": "f.csv", "keep": "all"})
+    assert make_plan(load_spec(path)).prompts[0].answer == " Paris"
+
+
 def test_columns_can_be_renamed_and_records_limited(write_spec: SpecWriter, tmp_path: Path) -> None:
     (tmp_path / "f.csv").write_text("p,s,a\nin downtown,in,Paris\nin downtown,xxx,Paris\n")
     columns = {"prompt": "p", "subject": "s", "answer": "a"}

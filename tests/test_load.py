@@ -69,6 +69,13 @@ def test_extends_merges_mappings_and_replaces_lists(write_spec: SpecWriter) -> N
     assert spec.name == "child"
 
 
+def test_extends_replaces_a_mapping_of_another_type(write_spec: SpecWriter) -> None:
+    base = write_spec("base.yaml")
+    child = base.with_name("child.yaml")
+    child.write_text("extends: base.yaml\ncorrupt: {type: prompt}\n")
+    assert load_spec(child).spec.corrupt.type == "prompt"
+
+
 def test_a_problem_in_the_extended_file_is_shown_there(write_spec: SpecWriter) -> None:
     base = write_spec("base.yaml", seed="x")
     child = base.with_name("child.yaml")

@@ -95,7 +95,7 @@ CASES = [
     Case("data file of unknown kind", FACTS, "  file: facts.txt\n", None, (".jsonl or .csv",),
          files={"facts.txt": "x"}),
     Case("CSV without the column", FACTS, "  file: facts.csv\n", 2,
-         ("facts.csv:2", "no column 'attribute'", "attribut"),
+         ("facts.csv:2", "no column 'answer'", "attribut"),
          files={"facts.csv": "prompt,subject,attribut\na b,a,c\n"}),
     Case("CSV row too short", FACTS, "  file: facts.csv\n", 3, ("number of cells",),
          files={"facts.csv": "prompt,subject,attribute\nx y,x,z\na b\n"}),
@@ -173,6 +173,8 @@ CASES = [
          files={"facts.csv": "prompt,subject,subject\na b,a,c\n"}),
     Case("a number without end", FACTS, "  file: facts.json\n", 1, ("cannot be read",),
          files={"facts.json": '[{"prompt": ' + 5000 * "9" + "}]"}),
+    Case("a metric twice", "grid:", "metric: [rank, rank]\ngrid:", 12, ("rank is there twice",)),
+    Case("a window wider than the model", "layers: all", "window: 4", 14, ("the model has 3",)),
     Case("a space at both ends", "prompt: The Space Needle is in downtown",
          "prompt: 'The Space Needle is in downtown '", 6, ("ends in a space",)),
 ]  # fmt: skip

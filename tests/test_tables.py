@@ -93,19 +93,20 @@ def test_the_interval_covers_as_often_as_it_says() -> None:
     from interv.report.tables import _uncertainty
 
     groups = list(np.random.default_rng(1).normal(size=(600, 40)))
-    table = _uncertainty([*groups, groups[0][:7], groups[0][:1]], seed=0)
+    table = _uncertainty([*groups, groups[0][:5], groups[0][:4], groups[0][:1]], seed=0)
     covered = (table["ci_low"][:600] <= 0) & (table["ci_high"][:600] >= 0)
     # 95 % nominal; a percentile bootstrap of 40 normals covers about 93 %.
     assert 0.90 <= covered.mean() <= 0.97
-    assert list(table["n"][600:]) == [7, 1]
-    assert table["ci_low"].isna().tolist() == [False] * 601 + [True]
+    assert list(table["n"][600:]) == [5, 4, 1]
+    assert table["ci_low"].isna().tolist() == [False] * 601 + [True, True]
+    assert table["sem"].isna().tolist() == [False] * 602 + [True]
 
 
 def test_a_bootstrap_interval_is_that_of_resampled_means() -> None:
     from interv.report.tables import _RESAMPLES, _uncertainty
 
-    values = np.array([1.0, 5.0, 2.0, 9.0])
-    picks = np.random.default_rng([3, 4]).integers(0, 4, size=(_RESAMPLES, 4))
+    values = np.array([1.0, 5.0, 2.0, 9.0, 4.0])
+    picks = np.random.default_rng([3, 5]).integers(0, 5, size=(_RESAMPLES, 5))
     low, high = np.percentile(values[picks].mean(axis=1), [2.5, 97.5])
     row = _uncertainty([values], seed=3).iloc[0]
     assert (row["ci_low"], row["ci_high"]) == (pytest.approx(low), pytest.approx(high))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
     from interv.report.claims import Verdict
 
 _TOP = 3
+_SECONDS_BETWEEN_LINES = 30  # where there is no terminal for a bar
+
+
+def count(number: int, noun: str) -> str:
+    """`1 prompt`, `2 prompts`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 class Console:
@@ -26,6 +33,8 @@ class Console:
     def __init__(self, quiet: bool) -> None:
         self._quiet = quiet
         self._console = rich.console.Console(stderr=True, quiet=quiet, highlight=False)
+        if not self._console.is_terminal:
+            self._console.width = max(self._console.width, 120)
 
     def say(self, text: str) -> None:
         """One line."""
@@ -49,43 +58,58 @@ class Console:
         with bar:
             task = bar.add_task("loading the model", total=None)
 
+            started = told = time.monotonic()
+
             def tell(what: str, done: int, total: int) -> None:
+                nonlocal told
                 bar.update(task, description=what[:40], completed=done, total=total or None)
+                now = time.monotonic()
+                if bar.disable and total and now - told >= _SECONDS_BETWEEN_LINES:
+                    told = now
+                    left = (now - started) / max(done, 1) * (total - done)
+                    self.say(f"{done:,} of {total:,} points, about {left:.0f} s to go")
 
             yield tell
 
     def top(self, summary: pd.DataFrame, made: Plan) -> None:
-        """The places with the largest effect, each in its best layer, by component and metric."""
+        """For each component the places with the largest effects, each in its best layer."""
         from interv.report.tables import by_site
 
-        metrics = list(dict.fromkeys(summary["metric"]))
-        title = f"largest effects ({', '.join(metrics)})"
-        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-        for name in ("component", "layer", "place", "value", "effect", "95 % interval", "n"):
-            left = name in ("component", "place")
-            table.add_column(name, justify="left" if left else "right", no_wrap=True)
-        for metric, of_metric in summary.groupby("metric", sort=False):
-            lower_is_better = metric == "rank"
-            for *_, frame in by_site(of_metric):
-                ordered = frame.sort_values("mean", ascending=lower_is_better)
-                best = ordered.drop_duplicates(["role", "pos", "token"]).head(_TOP)
-                for row in best.to_dict("records"):
-                    severed = f" without {row['severed']}" if row["severed"] else ""
+        for metric, frame in summary.groupby("metric", sort=False):
+            table = Table(
+                title=f"{metric}: the best layer of the best places",
+                title_justify="left",
+                box=SIMPLE_HEAD,
+            )
+            for name in ("component", "layer", "place", "value", "effect (95 % interval)"):
+                left = name in ("component", "place", "effect (95 % interval)")
+                keep = name not in ("component", "place")
+                table.add_column(
+                    name, justify="left" if left else "right", no_wrap=keep, overflow="fold"
+                )
+            for component, _, severed, rows in by_site(frame):
+                ordered = rows.sort_values("mean", ascending=metric == "rank")
+                for row in (
+                    ordered.drop_duplicates(["role", "pos", "token"]).head(_TOP).to_dict("records")
+                ):
+                    held = f" without {severed}" if severed else ""
                     place = row["role"] or f"{row['pos']} {row['token']!r}"
-                    interval = f"{row['ci_low']:.3f} to {row['ci_high']:.3f}"
+                    known = row["ci_low"] == row["ci_low"]
+                    interval = f" ({row['ci_low']:.3f} to {row['ci_high']:.3f})" if known else ""
                     table.add_row(
-                        f"{row['component']}{severed}",
+                        component + held,
                         str(row["layer"]),
                         place.replace("[", r"\["),
                         f"{row['value']:.3f}",
-                        f"{row['mean']:+.3f}",
-                        interval if row["n"] > 1 else "-",
-                        f"{row['n']} {row['over']}",
+                        f"{row['mean']:+.3f}{interval}",
                     )
-        self._console.print(table)
-        clean, corrupted = summary["clean"].mean(), summary["corrupted"].mean()
-        if len(metrics) == 1:
-            self.say(f"clean {clean:.3f}, corrupted {corrupted:.3f} on {made.files.label}")
+            self._console.print(table)
+            clean, corrupted = frame["clean"].mean(), frame["corrupted"].mean()
+            n, over = int(frame["n"].max()), frame["over"].iloc[0]
+            self.say(
+                f"clean {clean:.3f}, corrupted {corrupted:.3f} on {made.files.label}; effect is "
+                f"value minus corrupted, over {n} {over if n > 1 else over.removesuffix('s')}"
+            )
 
     def verdicts(self, verdicts: list[Verdict]) -> None:
         """The reference's claims, each with what was found."""

@@ -92,6 +92,11 @@ def _measured(made: Plan, facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _lines(facts: dict[str, Any]) -> list[str]:
+    if not facts["points"]:
+        return [
+            f"{facts['name']} on {facts['model']}: cannot be counted before the model is at hand",
+            *(f"  not checked   {reason}" for reason in facts["not_checked"]),
+        ]
     todo = facts["points"] - facts["done"]
     saved = facts["naive_block_tokens"] / facts["block_tokens"] if facts["block_tokens"] else 0.0
     lines = [
@@ -123,8 +128,6 @@ def _lines(facts: dict[str, Any]) -> list[str]:
 
 
 def _why(facts: dict[str, Any], todo: int) -> str:
-    if not facts["points"]:
-        return "not counted before the model's config and tokenizer are at hand"
     if not todo:
         return "nothing"
     if facts["begun"]:

@@ -71,7 +71,7 @@ def _with_model(made: Plan) -> Plan:
 
 
 def _run(made: Plan, outputs: Path, *, fresh: bool, quiet: bool) -> tuple[Report, Path]:
-    from interv.cli.console import Console
+    from interv.cli.console import Console, count
     from interv.run.folder import locked, run_folder, set_aside
 
     assert made.identity is not None
@@ -84,8 +84,8 @@ def _run(made: Plan, outputs: Path, *, fresh: bool, quiet: bool) -> tuple[Report
 
         write_start(made, folder)
         console.say(
-            f"{made.files.label}, {made.spec.model.dtype}: {len(made.prompts)} prompt(s), "
-            f"{len(made.cells):,} points of {made.draws} row(s)"
+            f"{made.files.label}, {made.spec.model.dtype}: {count(len(made.prompts), 'prompt')}, "
+            f"{count(len(made.cells), 'point')} of {count(made.draws, 'row')}"
         )
         try:
             with console.progress() as progress:

@@ -26,7 +26,7 @@ def validate(
     reports: list[dict[str, Any]] = []
     for path in files:
         try:
-            plan = make_plan(load_spec(path))
+            plan = make_plan(load_spec(path), only_check=True)
         except SpecError as error:
             problems = [_as_dict(p) for p in error.problems]
             reports.append({"file": str(path), "valid": False, "problems": problems})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import pickle
 from collections.abc import Iterator
@@ -162,9 +163,11 @@ def _dequantised(path: Path, sha256: str) -> Path:
     def build(folder: Path) -> None:
         from safetensors.torch import save_file
 
-        module = transformers.AutoModelForCausalLM.from_pretrained(
-            str(path.parent), gguf_file=path.name, dtype=torch.float32, local_files_only=True
-        )
+        # transformers draws a bar here whatever it is told.
+        with contextlib.redirect_stderr(io.StringIO()):
+            module = transformers.AutoModelForCausalLM.from_pretrained(
+                str(path.parent), gguf_file=path.name, dtype=torch.float32, local_files_only=True
+            )
         tied = set(module._tied_weights_keys or ()) if module.config.tie_word_embeddings else set()
         state = {k: v.contiguous() for k, v in module.state_dict().items() if k not in tied}
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})

@@ -27,6 +27,9 @@ def check_grid(
     if grid.sever in grid.component:
         message = f"{grid.sever} is both restored and held at its corrupted value"
         yield loaded.problem(("grid", i, "sever"), message, "another component")
+    if facts is not None and grid.window > facts.n_layers:
+        message = f"a window of {grid.window} layers: the model has {facts.n_layers}"
+        yield loaded.problem(("grid", i, "window"), message, f"at most {facts.n_layers}")
     for item in axes.items(grid.layers) if facts else ():
         assert facts is not None
         try:

@@ -23,8 +23,11 @@ def matches(value: object, wanted: str | int | None) -> bool:
 
 
 def conditions(claim: Claim, metrics: Sequence[str]) -> dict[str, str | int | None]:
-    """What the columns of a claim's rows must be; the metric, unless named, is the first."""
-    return {"metric": metrics[0], **claim.where}
+    """What the columns of a claim's rows must be.
+
+    The metric, unless named, is the spec's first; nothing is severed unless it is said.
+    """
+    return {"metric": metrics[0], "severed": None, **claim.where}
 
 
 def grid_replaced(loaded: LoadedSpec) -> bool:

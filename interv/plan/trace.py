@@ -20,8 +20,13 @@ from interv.task import Prompt, read_prompts
 _VERSION = 1  # of what a cell's id means; a change makes earlier results strangers
 
 
-def make_plan(loaded: LoadedSpec) -> Plan:
+def make_plan(loaded: LoadedSpec, *, only_check: bool = False) -> Plan:
     """Check the spec against its model's config and tokenizer, and expand it.
+
+    Args:
+        loaded: the spec.
+        only_check: leave out what only a run needs: the plan has no cells unless claims
+            about them have to be checked.
 
     Raises:
         SpecError: all that is wrong with it.
@@ -50,7 +55,8 @@ def make_plan(loaded: LoadedSpec) -> Plan:
     if not isinstance(spec.corrupt, NoiseCorruption):
         seeds = {}
     keys = _prompt_keys(spec, files, prompts, seeds)
-    labels = _labels(loaded, prompts, keys, files.facts) if files.facts else []
+    expand = files.facts is not None and not (only_check and not spec.reference)
+    labels = _labels(loaded, prompts, keys, files.facts) if expand and files.facts else []
     if problems := list(check_claims(loaded, prompts, labels)):
         raise SpecError(problems)
     return Plan(

@@ -56,7 +56,7 @@ class Map:
     @property
     def title(self) -> str:
         kind = _KINDS[self.component.split("_")[0]][0]
-        severed = f", {self.severed.replace('_', ' ')} severed" if self.severed else ""
+        severed = f"\n{self.severed.replace('_', ' ')} severed" if self.severed else ""
         what = (
             kind
             if self.component in ("block_output", "mlp_output", "attention_output")
@@ -171,8 +171,8 @@ def _map(
 
 def _heatmaps(maps: Sequence[Map], model: str) -> Figure:
     longest = max(len(label) for m in maps for label in m.rows)
-    width = max(3.6, 1.6 + 0.075 * len(maps[0].layers) + 0.06 * longest)
-    height = 1.1 + 0.19 * max(len(m.rows) for m in maps)
+    width = max(4.2, 1.9 + 0.075 * len(maps[0].layers) + 0.06 * longest)
+    height = max(2.2, 1.2 + 0.19 * max(len(m.rows) for m in maps))
     figure = Figure(figsize=(width * len(maps), height), layout="constrained")
     for axes, one in zip(figure.subplots(1, len(maps), squeeze=False)[0], maps, strict=True):
         _heatmap(figure, axes, one, model)
@@ -199,9 +199,7 @@ def _heatmap(figure: Figure, axes: Axes, one: Map, model: str) -> None:
     axes.set_title(one.title)
     axes.set_xlabel(_plain(one.axis(model)))
     bar = figure.colorbar(mesh, ax=axes)
-    bar.ax.set_title(_plain(one.bar) if len(one.bar) < 14 else "", fontsize=8)
-    if len(one.bar) >= 14:
-        bar.set_label(_plain(one.bar))
+    bar.set_label(_plain(one.bar))
 
 
 def _lines(summary: pd.DataFrame, metric: str, model: str) -> Figure:

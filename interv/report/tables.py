@@ -11,6 +11,7 @@ from interv.run.trace import wanted_prompts
 
 Values = np.ndarray
 _RESAMPLES = 2000
+_FEWEST = 5  # below, a percentile bootstrap covers far less than it says
 _SITE = ["component", "layer", "window", "severed"]
 
 
@@ -123,10 +124,11 @@ def _uncertainty(groups: list[Values], seed: int) -> pd.DataFrame:
     """n, standard error, and the ends of a 95 % percentile bootstrap interval of each mean.
 
     The resamples depend on the seed and n alone, so that places are compared on the same ones.
+    There is no interval from fewer than five values.
     """
     rows = [(len(values), _sem(values), np.nan, np.nan) for values in groups]
     table = pd.DataFrame(rows, columns=["n", "sem", "ci_low", "ci_high"])
-    for n in sorted({len(values) for values in groups} - {0, 1}):
+    for n in sorted({len(values) for values in groups if len(values) >= _FEWEST}):
         picks = np.random.default_rng([seed, n]).integers(0, n, size=(_RESAMPLES, n))
         # How often each value is drawn: all means of all groups are one product.
         weights = np.apply_along_axis(np.bincount, 1, picks, minlength=n) / n

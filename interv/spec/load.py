@@ -140,7 +140,7 @@ def _extended(path: Path, chain: tuple[Path, ...]) -> Document:
 
 
 def _merged(base: Document, over: Document) -> Document:
-    """Mappings are merged key by key; anything else is replaced. Both know their places."""
+    """Mappings of one type are merged key by key; anything else is replaced."""
     values, keys = dict(base.values), dict(base.keys)
 
     def forget(path: Path_) -> None:
@@ -156,8 +156,9 @@ def _merged(base: Document, over: Document) -> Document:
         out = dict(low)
         for key, value in high.items():
             below = (*path, key)
-            if isinstance(value, dict) and isinstance(out.get(key), dict):
-                out[key] = merge(out[key], value, below)
+            old = out.get(key)
+            if isinstance(value, dict) and isinstance(old, dict) and _same_type(old, value):
+                out[key] = merge(old, value, below)
             else:
                 forget(below)
                 adopt(below)
@@ -169,6 +170,11 @@ def _merged(base: Document, over: Document) -> Document:
     data = merge(base.data, over.data, ())
     values[()] = over.values[()]
     return Document(data, over.text, values, keys)
+
+
+def _same_type(low: Mapping[str, Any], high: Mapping[str, Any]) -> bool:
+    """Whether two mappings may be merged: one of another `type` has other keys."""
+    return "type" not in high or low.get("type") == high["type"]
 
 
 def _override(document: Document, argument: str) -> None:

@@ -152,7 +152,7 @@ class FactColumns(Section):
 
     prompt: str = "prompt"
     subject: str = "subject"
-    answer: str = "attribute"
+    answer: str | None = Field(None, description="unset: `answer`, or ROME's `attribute`")
     corrupted_subject: str = "corrupted_subject"
     occurrence: str = "occurrence"
 
@@ -314,6 +314,13 @@ class RunSection(Section):
     )
 
 
+def _distinct(metrics: list[str]) -> list[str]:
+    twice = sorted({m for m in metrics if metrics.count(m) > 1})
+    if twice:
+        raise _wrong(f"{twice[0]} is there twice", "each metric once")
+    return metrics
+
+
 class TraceSpec(Section):
     """Causal tracing (Meng et al. 2022): corrupt the subject, restore single states."""
 
@@ -324,7 +331,9 @@ class TraceSpec(Section):
     data: FactsSection
     corrupt: Annotated[NoiseCorruption | PromptCorruption, Field(discriminator="type")]
     grid: Annotated[list[TraceGrid], Field(min_length=1)]
-    metric: Annotated[list[Metric], Field(min_length=1)] = ["probability"]
+    metric: Annotated[list[Metric], Field(min_length=1), AfterValidator(_distinct)] = [
+        "probability"
+    ]
     figures: FiguresSection = FiguresSection()
     reference: list[Claim] = Field(default_factory=list)
     run: RunSection = RunSection()

@@ -234,7 +234,7 @@ def read_facts(loaded: LoadedSpec) -> tuple[list[tuple[Fact, Mark | None, int]],
     for index, (record, mark) in enumerate(records[: data.limit]):
         wrong = list(_missing(record, data, mark))
         if not wrong:
-            columns = data.columns.model_dump()
+            columns = {**data.columns.model_dump(), "answer": _answer_column(record, data)}
             values = {f: record[c] for f, c in columns.items() if record.get(c)}
             if isinstance(values.get("occurrence"), str) and values["occurrence"].isdecimal():
                 values["occurrence"] = int(values["occurrence"])  # CSV knows only text
@@ -250,9 +250,14 @@ def read_facts(loaded: LoadedSpec) -> tuple[list[tuple[Fact, Mark | None, int]],
     return facts, problems
 
 
+def _answer_column(record: dict[str, object], data: FactsSection) -> str:
+    """The column of the answer: the one named, `answer`, or ROME's `attribute`."""
+    return data.columns.answer or ("attribute" if "attribute" in record else "answer")
+
+
 def _missing(record: dict[str, object], data: FactsSection, mark: Mark) -> Iterator[Problem]:
     for field in ("prompt", "subject", "answer"):
-        column = getattr(data.columns, field)
+        column = _answer_column(record, data) if field == "answer" else getattr(data.columns, field)
         if column not in record:
             have = [str(k) for k in record]
             yield Problem(
