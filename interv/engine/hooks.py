@@ -10,12 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interv.engine.runs import TOKEN_EMBEDDING
+from interv.engine.runs import TOKEN_EMBEDDING, Place
 from interv.errors import EngineError
 from interv.models.families import Family, Side
-
-Place = tuple[str, int]
-"""A component and its layer."""
 
 Visit = Callable[[Tensor], Tensor]
 """Gets the activations that pass a place, returns those that go on; writes into neither."""

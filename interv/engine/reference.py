@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interv.engine.hooks import Place, Visit, place_name, visiting
-from interv.engine.runs import Edit, Run, Site
+from interv.engine.hooks import Visit, place_name, visiting
+from interv.engine.runs import Edit, Place, Run, Site, at_sites, sources_of
 from interv.errors import EngineError
 from interv.models.families import Family
 
@@ -30,30 +30,17 @@ class ReferenceExecutor:
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     def logits(self, runs: Sequence[Run], keep: int) -> Tensor:
-        self._need_sources(runs)
+        self._need(sources_of(runs))
         logits, _ = self.forward(runs, keep)
         return logits
 
     def states(self, runs: Sequence[Run], sites: Sequence[Site]) -> list[Tensor]:
         places = {(site.component, site.layer) for site in sites}
         self._need(dict.fromkeys(runs, places))
-        return [
-            torch.stack(
-                [self._states[run, (s.component, s.layer)][list(s.positions)] for run in runs]
-            )
-            for s in sites
-        ]
+        return at_sites(self._states, runs, sites)
 
     def forget(self) -> None:
         self._states.clear()
-
-    def _need_sources(self, runs: Sequence[Run]) -> None:
-        wanted: dict[Run, set[Place]] = defaultdict(set)
-        for run in runs:
-            for edit in run.edits:
-                if edit.source is not None:
-                    wanted[edit.source].add((edit.site.component, edit.site.layer))
-        self._need(wanted)
 
     def _need(self, wanted: Mapping[Run, set[Place]]) -> None:
         """Keep the states of these runs at these places; each run's own sources first."""
@@ -66,7 +53,7 @@ class ReferenceExecutor:
         for run in missing:
             by_length[len(run.ids)].append(run)
         for together in by_length.values():
-            self._need_sources(together)
+            self._need(sources_of(together))
             places = sorted(set().union(*(missing[run] for run in together)))
             _, states = self.forward(together, 1, places)
             for place, state in states.items():

@@ -7,16 +7,21 @@ and path patching are nothing but nesting. Runs are hashable; equal runs are the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from interv.engine.interventions import Intervention
 from interv.errors import EngineError
 
 TOKEN_EMBEDDING = "token_embedding"
+
+Place = tuple[str, int]
+"""A component and its layer."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,26 @@ class Run:
 
     ids: tuple[int, ...]
     edits: tuple[Edit, ...] = ()
+
+
+def sources_of(runs: Iterable[Run]) -> dict[Run, set[Place]]:
+    """The runs that these read from, and the places at which they do."""
+    wanted: dict[Run, set[Place]] = defaultdict(set)
+    for run in runs:
+        for edit in run.edits:
+            if edit.source is not None:
+                wanted[edit.source].add((edit.site.component, edit.site.layer))
+    return wanted
+
+
+def at_sites(
+    states: Mapping[tuple[Run, Place], Tensor], runs: Sequence[Run], sites: Sequence[Site]
+) -> list[Tensor]:
+    """Kept states `[run, n_positions, width]` at each site."""
+    return [
+        torch.stack([states[run, (s.component, s.layer)][list(s.positions)] for run in runs])
+        for s in sites
+    ]
 
 
 class Executor(Protocol):

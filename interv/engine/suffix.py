@@ -25,12 +25,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Cache
-from transformers.cache_utils import CacheLayerMixin
 
-from interv.engine.hooks import Place, Visit, find_module, visiting
+from interv.engine.hooks import Visit, find_module, visiting
 from interv.engine.interventions import Collect, Vanilla
+from interv.engine.prefix import Prefix, Recording
 from interv.engine.reference import ReferenceExecutor, check_finite, device_of
-from interv.engine.runs import TOKEN_EMBEDDING, Edit, Run, Site
+from interv.engine.runs import TOKEN_EMBEDDING, Edit, Place, Run, Site, at_sites, sources_of
 from interv.errors import EngineError
 from interv.models.families import Family
 
@@ -81,7 +81,7 @@ class SuffixExecutor:
 
     def logits(self, runs: Sequence[Run], keep: int) -> Tensor:
         distinct = list(dict.fromkeys(runs))
-        self._need_sources(distinct)
+        self._need(sources_of(distinct))
         self._need_bases([_base(run) for run in distinct], keep)
         rows = [self._row(run, keep) for run in distinct]
         values = {
@@ -98,25 +98,12 @@ class SuffixExecutor:
     def states(self, runs: Sequence[Run], sites: Sequence[Site]) -> list[Tensor]:
         places = {(site.component, site.layer) for site in sites}
         self._need(dict.fromkeys(runs, places))
-        return [
-            torch.stack(
-                [self._states[run, (s.component, s.layer)][list(s.positions)] for run in runs]
-            )
-            for s in sites
-        ]
+        return at_sites(self._states, runs, sites)
 
     def forget(self) -> None:
         self._reference.forget()
         self._bases.clear()
         self._states.clear()
-
-    def _need_sources(self, runs: Sequence[Run]) -> None:
-        wanted: dict[Run, set[Place]] = defaultdict(set)
-        for run in runs:
-            for edit in run.edits:
-                if edit.source is not None:
-                    wanted[edit.source].add((edit.site.component, edit.site.layer))
-        self._need(wanted)
 
     def _need(self, wanted: Mapping[Run, set[Place]]) -> None:
         """Keep the states of these runs at these places."""
@@ -140,7 +127,7 @@ class SuffixExecutor:
                 for run, state in zip(together, states, strict=True):
                     self._states[run, place] = state
         if edited:
-            self._need_sources(edited)
+            self._need(sources_of(edited))
             self._need_bases([_base(run) for run in edited], 1)
             for run in edited:
                 self._follow(run, missing[run])
@@ -177,7 +164,7 @@ class SuffixExecutor:
     def _record(self, bases: list[Run], keep: int) -> None:
         """Run bases of one length in full, and keep what their rows will start from."""
         layers = range(self._n_layers)
-        cache = Cache(layers=[_Recording() for _ in layers])
+        cache = Cache(layers=[Recording() for _ in layers])
         places = [(side, i) for side in ("block_input", "block_output") for i in layers]
         logits, states = self._reference.forward(
             bases, keep, places, use_cache=True, past_key_values=cache
@@ -352,7 +339,7 @@ class SuffixExecutor:
         kept = [self._bases[base] for base in bases]
         return Cache(
             layers=[
-                _Prefix(
+                Prefix(
                     torch.stack([base.keys[i][:, :start] for base in kept]),
                     torch.stack([base.values[i][:, :start] for base in kept]),
                     which,
@@ -413,49 +400,3 @@ def _padded(state: Tensor, length: int) -> Tensor:
     return (
         nn.functional.pad(state, (0, 0, 0, length - len(state))) if len(state) < length else state
     )
-
-
-class _Recording(CacheLayerMixin):  # type: ignore[misc]  # transformers is untyped here
-    """Keeps the keys and values of one whole forward."""
-
-    is_sliding = False
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.is_initialized = True
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
-    ) -> tuple[Tensor, Tensor]:
-        self.keys, self.values = key_states, value_states
-        return key_states, value_states
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return query_length, 0
-
-    def get_seq_length(self) -> int:
-        return 0
-
-    def get_max_length(self) -> int:
-        return -1
-
-
-class _Prefix(_Recording):
-    """Serves each row the keys and values of its base before the walk's first position."""
-
-    def __init__(self, keys: Tensor, values: Tensor, which: Tensor) -> None:
-        super().__init__()
-        self._before = (keys, values)
-        self._which = which
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
-    ) -> tuple[Tensor, Tensor]:
-        which = self._which[: len(key_states)]
-        keys, values = (before.index_select(0, which) for before in self._before)
-        return torch.cat([keys, key_states], dim=2), torch.cat([values, value_states], dim=2)
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.get_seq_length() + query_length, 0
-
-    def get_seq_length(self) -> int:
-        return self._before[0].shape[2]

@@ -194,7 +194,7 @@ def _heatmap(figure: Figure, axes: Axes, one: Map, model: str) -> None:
     )
     axes.invert_yaxis()
     axes.set_yticks(np.arange(len(one.rows)) + 0.5, [_plain(label) for label in one.rows])
-    ticks = [i for i, layer in enumerate(one.layers) if layer % 5 == 0 or len(one.layers) < 8]
+    ticks = [i for i, layer in enumerate(one.layers) if layer % 5 == 0 or len(one.layers) <= 16]
     axes.set_xticks([i + 0.5 for i in ticks], [str(one.layers[i]) for i in ticks])
     axes.set_title(one.title)
     axes.set_xlabel(_plain(one.axis(model)))
