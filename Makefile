@@ -25,7 +25,7 @@ demo: $(RUN)  ## a causal trace of a real model, and where its figures are
 	$(BIN)/interv trace configs/rome.yaml
 	@echo "The figures are in figures/ of that folder; start with trace_panel.png."
 
-test: $(DEV)  ## all tests
+test: check  ## style, types, contracts, and all tests
 	$(BIN)/python -m pytest
 
 check: $(DEV)  ## style, types and import contracts

@@ -70,6 +70,13 @@ def test_every_config_is_valid_and_planned(
     assert keys == [s for s in sections if s in keys], "sections out of order"
 
 
+def test_every_file_that_the_readme_links_is_there() -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", README)
+    assert len(links) >= 3
+    for link in links:
+        assert (REPOSITORY / link).is_file(), link
+
+
 def test_every_option_is_in_help(cli: Callable[..., Result]) -> None:
     for option in ("--outputs", "--plan", "--fresh", "--json", "--quiet"):
         assert option in cli("trace", "--help").out

@@ -191,12 +191,13 @@ def _override(document: Document, argument: str) -> None:
     parts: list[str | int] = [int(p) if p.isdecimal() else p for p in key.strip().split(".")]
 
     def put(container: Any, done: Path_, rest: list[str | int]) -> None:
-        head, tail = rest[0], rest[1:]
+        head: Any = rest[0]
+        tail = rest[1:]
         if isinstance(container, list) and not isinstance(head, int):
             for i, entry in enumerate(container):
                 put(entry, (*done, i), rest)
             return
-        if isinstance(container, list) and not 0 <= int(head) < len(container):
+        if isinstance(container, list) and not 0 <= head < len(container):
             raise UsageError(f"argument {argument!r}: the list has {len(container)} entries")
         if not isinstance(container, dict | list):
             place = ".".join(str(p) for p in done)
@@ -205,17 +206,17 @@ def _override(document: Document, argument: str) -> None:
             head = str(head)
         here = (*done, head)
         if tail:
-            child = container.get(head) if isinstance(container, dict) else container[int(head)]
+            child = container.get(head) if isinstance(container, dict) else container[head]
             if here == ("model",) and isinstance(child, str):
                 child = schema.bare_model(child)
-                container[head] = child  # type: ignore[index]
+                container[head] = child
             elif child is None:
                 child = {}
-                container[head] = child  # type: ignore[index]
+                container[head] = child
                 document.values[here] = document.keys[here] = key_mark
             put(child, here, tail)
             return
-        container[head] = value.data  # type: ignore[index]
+        container[head] = value.data
         for marks in (document.values, document.keys):
             for known in [p for p in marks if p[: len(here)] == here]:
                 del marks[known]
