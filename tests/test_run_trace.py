@@ -227,6 +227,23 @@ def test_values_do_not_depend_on_other_prompts_or_pack_sizes(
     assert tables[2]["value"].to_numpy() == pytest.approx(first, rel=1e-9)
 
 
+def test_what_is_kept_of_a_prompt_is_gone_with_it(write_spec: SpecWriter) -> None:
+    """Else the memory of a run would grow with its prompts."""
+    from interv.engine import SuffixExecutor, load_model
+    from interv.plan import make_plan
+    from interv.run.trace import Tracer
+    from interv.spec import load_spec
+
+    facts = [FACT, {"prompt": "The Old Bridge is in downtown", "subject": "Old", "answer": "Rome"}]
+    plan = make_plan(load_spec(write_spec(data={"facts": facts, "keep": "all"})))
+    model = load_model(plan.files, plan.spec.model, 0, "cpu")
+    tracer = Tracer(plan, model)
+    tracer.executor = executor = SuffixExecutor(model.module, model.family, 3)
+    for prompt in plan.prompts.values():
+        tracer.baseline(prompt)
+        assert len(executor._bases) == 1 + plan.draws
+
+
 def test_several_metrics_cost_one_run(write_spec: SpecWriter, cli: Cli, tmp_path: Path) -> None:
     path = write_spec(metric=["probability", "logit", "rank"])
     folder = run(cli, path, tmp_path)

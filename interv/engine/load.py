@@ -16,10 +16,10 @@ import transformers
 from torch import nn
 
 from interv.errors import IntervError, ModelError
-from interv.models import ModelFiles
+from interv.models import ModelFacts, ModelFiles
 from interv.models.cache import cached
 from interv.models.config import read_facts
-from interv.models.families import BY_MODEL_TYPE, Family
+from interv.models.families import Family
 from interv.spec.schema import ModelSection
 
 
@@ -65,24 +65,22 @@ def load_model(files: ModelFiles, section: ModelSection, seed: int, device: str)
         # names the cause and the traceback is kept as its cause.
         kind = type(error).__name__
         raise ModelError(f"{files.label}: cannot be loaded: {kind}: {error}") from error
-    model_type = module.config.model_type
-    if model_type not in BY_MODEL_TYPE:
-        raise ModelError(f"{files.label}: models of type '{model_type}' are not known")
-    _compare(files, module)
+    facts = _compare(files, module)
     module.eval().requires_grad_(False)
     return LoadedModel(
         module,
-        BY_MODEL_TYPE[model_type],
+        facts.family,
         next(module.parameters()).device,
         module.config._attn_implementation,
     )
 
 
-def _compare(files: ModelFiles, module: Any) -> None:
-    """Check that the plan was made for the model that was loaded.
+def _compare(files: ModelFiles, module: Any) -> ModelFacts:
+    """The loaded model's shape, for which the plan must have been made.
 
     Raises:
-        ModelError: its shape is another than its config's, as read without torch.
+        ModelError: it is another than its config's, as read without torch, or its family is
+            not known.
     """
     loaded = read_facts(module.config.to_dict(), files.label)
     blocks = len(module.get_submodule(loaded.family.blocks))
@@ -94,6 +92,7 @@ def _compare(files: ModelFiles, module: Any) -> None:
                 f"{files.label}: its config says {name} {getattr(planned, name)}, the model has "
                 f"{getattr(loaded, name)} ({blocks} blocks); name each field as transformers does"
             )
+    return loaded
 
 
 def token_embeddings(model: LoadedModel) -> torch.Tensor:
@@ -137,19 +136,18 @@ def _pretrained(files: ModelFiles, section: ModelSection, options: dict[str, Any
         output_loading_info=True,
         **options,
     )
-    # transformers fills what is missing with random numbers and warns.
-    family = BY_MODEL_TYPE.get(module.config.model_type)
+    assert files.facts is not None
+    blocks = files.facts.family.blocks
     # Of unexpected weights those of further blocks mean that the config cuts the model short;
     # GPT-2's attention masks, once saved with the weights, mean nothing.
     extra = [
         key
         for key in sorted(info["unexpected_keys"])
-        if family
-        and key.startswith(family.blocks)
-        and not key.endswith(("attn.bias", "masked_bias"))
+        if key.startswith(blocks) and not key.endswith(("attn.bias", "masked_bias"))
     ]
     if extra:
         raise ModelError(f"{files.label}: has weights that its config has no place for: {extra[0]}")
+    # transformers fills what is missing with random numbers and warns.
     missing = sorted(info["missing_keys"]) + sorted(str(k) for k in info["mismatched_keys"])
     if missing:
         some = ", ".join(missing[:3])

@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -91,7 +91,7 @@ class SuffixExecutor:
         }
         walked = [row for row in rows if row is not None]
         if walked:
-            logits, _ = self._walk(walked, keep, {})
+            logits, _ = self._walk(walked, keep)
             values |= {row.run: logits[i] for i, row in enumerate(walked)}
         return torch.stack([values[run] for run in runs])
 
@@ -140,7 +140,7 @@ class SuffixExecutor:
         if row is None:
             return
         seen = {place for place in places if self._reaches(row, place)}
-        _, captured = self._walk([row], 1, dict.fromkeys(seen, 0))
+        _, captured = self._walk([row], 1, seen)
         for place, state in captured.items():
             whole = self._states[run, place].clone()
             whole[row.position :] = state[0]
@@ -222,7 +222,7 @@ class SuffixExecutor:
         return layer + 1 if component == "block_output" else layer
 
     def _walk(
-        self, rows: Sequence[_Row], keep: int, capture: Mapping[Place, object]
+        self, rows: Sequence[_Row], keep: int, capture: Collection[Place] = ()
     ) -> tuple[Tensor, dict[Place, Tensor]]:
         """One pass through the blocks for all rows.
 

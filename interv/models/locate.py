@@ -9,7 +9,7 @@ import importlib.util
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
@@ -65,7 +65,7 @@ def locate(section: ModelSection, seed: int) -> ModelFiles:
         if tokenizer is None:
             raise ModelError(f"model.tokenizer: {section.tokenizer} has no tokenizer.json")
         absent = tuple(a for a in files.absent if "tokenizer" not in a)
-        files = ModelFiles(**{**files.__dict__, "tokenizer": tokenizer, "absent": absent})
+        files = replace(files, tokenizer=tokenizer, absent=absent)
     return files
 
 

@@ -51,12 +51,11 @@ def make_plan(loaded: LoadedSpec, *, only_check: bool = False) -> Plan:
         problems += check_metrics(loaded, prompts)
     if problems:
         raise SpecError(problems)
-    seeds = {p.index: _draw_seed(spec, p) for p in prompts}
-    if not isinstance(spec.corrupt, NoiseCorruption):
-        seeds = {}
+    noisy = isinstance(spec.corrupt, NoiseCorruption)
+    seeds = {p.index: _draw_seed(spec, p) for p in prompts} if noisy else {}
     keys = _prompt_keys(spec, files, prompts, seeds)
-    expand = files.facts is not None and not (only_check and not spec.reference)
-    labels = _labels(loaded, prompts, keys, files.facts) if expand and files.facts else []
+    expand = bool(spec.reference) or not only_check
+    labels = _labels(loaded, prompts, keys, files.facts) if files.facts and expand else []
     if problems := list(check_claims(loaded, prompts, labels)):
         raise SpecError(problems)
     return Plan(

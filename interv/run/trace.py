@@ -74,6 +74,8 @@ class Tracer:
 
     def baseline(self, prompt: Prompt) -> Record:
         """Values of the clean run and of the corrupted ones, and whether clean is right."""
+        # What an executor keeps of one prompt is of no use to the next.
+        self.executor.forget()
         keep = len(prompt.answer_ids)
         clean = self.executor.logits([self._clean(prompt)], keep)
         corrupted = self.executor.logits(self._corrupted(prompt), keep)
@@ -104,10 +106,9 @@ class Tracer:
     def pack(self, pack: Pack) -> dict[str, Record]:
         """Values of every cell of a pack, from one forward."""
         prompt = self.plan.prompts[pack.prompt]
-        corrupted = self._corrupted(prompt)
         runs = [run for cell in pack.cells for run in self.restored(cell)]
         logits = self.executor.logits(runs, len(prompt.answer_ids))
-        n = len(corrupted)
+        n = self.plan.draws
         return {
             cell.id: read_answer(logits[i * n : (i + 1) * n], prompt.answer_ids)
             for i, cell in enumerate(pack.cells)
@@ -286,11 +287,11 @@ def _go(
     done = 0
     for index, of_prompt in by_prompt.items():
         prompt = plan.prompts[index]
-        fresh = [pack for pack in of_prompt if any(c.id not in journal for c in pack.cells)]
-        if fresh:
-            tracer.prepare(prompt, [cell for pack in of_prompt for cell in pack.cells])
+        cells = [cell for pack in of_prompt for cell in pack.cells]
+        if any(cell.id not in journal for cell in cells):
+            tracer.prepare(prompt, cells)
         for pack in of_prompt:
-            if pack in fresh:
+            if any(cell.id not in journal for cell in pack.cells):
                 journal.append(tracer.pack(pack))
             done += len(pack.cells)
             progress(prompt.subject_text, done, total)
