@@ -3,6 +3,7 @@
 Importing this package imports neither torch nor transformers.
 """
 
-__version__ = "0.1.0"
+from interv.api import Results, executor, load, run
+from interv.version import __version__
 
-__all__ = ["__version__"]
+__all__ = ["Results", "__version__", "executor", "load", "run"]

@@ -14,9 +14,9 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from interv import __version__
-from interv.cli import plan, schema, trace, validate
+from interv.cli import collect, inspect, plan, schema, trace, validate
 from interv.errors import IntervError
+from interv.version import __version__
 
 app = typer.Typer(
     name="interv",
@@ -28,6 +28,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(epilog=trace.EPILOG)(trace.trace)
+app.command(epilog=collect.EPILOG)(collect.collect)
+app.command(epilog=inspect.EPILOG)(inspect.inspect)
 app.command(epilog=plan.EPILOG)(plan.plan)
 app.command(epilog=validate.EPILOG)(validate.validate)
 app.command(epilog=schema.EPILOG)(schema.schema)

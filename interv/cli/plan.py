@@ -29,7 +29,14 @@ def plan(
     from interv.plan import make_plan
     from interv.spec import load_spec
 
-    made = make_plan(load_spec(spec, overrides or ()))
+    loaded = load_spec(spec, overrides or ())
+    if loaded.spec.kind == "collect":
+        from interv.cli.collect import show
+        from interv.plan import make_collect_plan
+
+        show(make_collect_plan(loaded), as_json=as_json)
+        return
+    made = make_plan(loaded)
     show_plan(made, outputs, as_json=as_json, measure=measure)
 
 
@@ -48,8 +55,8 @@ def show_plan(made: Plan, outputs: Path, *, as_json: bool, measure: bool = False
 def describe(made: Plan, outputs: Path) -> dict[str, Any]:
     """The plan's counts, and where each point stands."""
     from interv.plan import estimate
-    from interv.run import journal as journals
-    from interv.run.folder import run_folder
+    from interv.runner import journal as journals
+    from interv.runner.folder import run_folder
 
     here: set[str] = set()
     elsewhere: set[str] = set()
@@ -82,7 +89,7 @@ def _measured(made: Plan, facts: dict[str, Any]) -> dict[str, Any]:
 
     if made.identity is None or not made.cells:
         raise ModelError(f"--measure needs the model: {'; '.join(made.unchecked)}")
-    from interv.run.trace import measure
+    from interv.runner.trace import measure
 
     load, block_token = measure(made)
     return {

@@ -21,20 +21,36 @@ def json_schema() -> dict[str, Any]:
     A file that extends another need not have every section, so none is required but `kind`
     of a file by itself.
     """
-    from interv.spec.schema import TraceSpec
+    from interv.spec.kinds import KINDS
 
-    document = TraceSpec.model_json_schema()
+    documents = {kind: cls.model_json_schema() for kind, cls in KINDS.items()}
+    definitions: dict[str, Any] = {}
+    cases = []
+    for kind, document in documents.items():
+        definitions |= document.pop("$defs")
+        _allow_short_forms(document)
+        # `name` is the file's own where it is not given.
+        needed = [key for key in document.pop("required") if key != "name"]
+        document["anyOf"] = [{"required": needed}, {"required": ["extends"]}]
+        cases.append({"if": {"properties": {"kind": {"const": kind}}}, "then": document})
+    for grid in ("TraceGrid", "CollectGrid"):
+        component = definitions[grid]["properties"]["component"]
+        definitions[grid]["properties"]["component"] = {"anyOf": [component["items"], component]}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "a spec of interv",
+        "type": "object",
+        "properties": {"kind": {"enum": list(KINDS)}},
+        "allOf": cases,
+        "$defs": definitions,
+    }
+
+
+def _allow_short_forms(document: dict[str, Any]) -> None:
     properties = document["properties"]
     properties["extends"] = {"type": "string", "description": "a spec that this one is laid over"}
     bare = {"type": "string", "description": "smollm2-135m, a hub name, or a path from here"}
     properties["model"] = {"anyOf": [bare, properties["model"]]}
     for key in ("grid", "metric"):
-        properties[key] = {"anyOf": [properties[key]["items"], properties[key]]}
-    component = document["$defs"]["TraceGrid"]["properties"]["component"]
-    document["$defs"]["TraceGrid"]["properties"]["component"] = {
-        "anyOf": [component["items"], component]
-    }
-    # `name` is the file's own where it is not given.
-    needed = [key for key in document.pop("required") if key != "name"]
-    document["anyOf"] = [{"required": needed}, {"required": ["extends"]}]
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **document}
+        if key in properties:
+            properties[key] = {"anyOf": [properties[key]["items"], properties[key]]}

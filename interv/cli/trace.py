@@ -13,7 +13,7 @@ from interv.cli.options import Json, Outputs, Overrides, Quiet, Spec
 if TYPE_CHECKING:
     from interv.plan import Plan
     from interv.report.write import Report
-    from interv.run.journal import Journal
+    from interv.runner.journal import Journal
 
 EPILOG = "Example: interv trace configs/rome.yaml grid.layers=0-11 corrupt.samples=5"
 
@@ -36,6 +36,7 @@ def trace(
     The last line on stdout is the run folder. The same command again goes on where it
     stopped.
     """
+    from interv.api import with_model
     from interv.cli.plan import show_plan
     from interv.plan import make_plan
     from interv.spec import load_spec
@@ -45,9 +46,7 @@ def trace(
     if plan_only:
         show_plan(made, outputs, as_json=as_json)
         return
-    if made.unchecked:
-        made = _with_model(made)
-    report, folder = _run(made, outputs, fresh=fresh, quiet=quiet)
+    report, folder = _run(with_model(made), outputs, fresh=fresh, quiet=quiet)
     if as_json:
         typer.echo(json.dumps(_summary(report, folder)))
     else:
@@ -56,55 +55,31 @@ def trace(
         raise typer.Exit(1)
 
 
-def _with_model(made: Plan) -> Plan:
-    """The plan again, now that the model has been fetched."""
-    from interv.errors import ModelError
-    from interv.models.fetch import fetch
-    from interv.plan import make_plan
-
-    if made.files.origin == "hub":
-        fetch(made.spec.model)
-        made = make_plan(made.loaded)
-    if made.unchecked:
-        raise ModelError(f"{made.files.label}: {'; '.join(made.unchecked)}")
-    return made
-
-
 def _run(made: Plan, outputs: Path, *, fresh: bool, quiet: bool) -> tuple[Report, Path]:
+    from interv.api import carry_out
     from interv.cli.console import Console, count
-    from interv.run.folder import locked, run_folder, set_aside
+    from interv.runner.folder import run_folder
 
     assert made.identity is not None
-    folder = run_folder(outputs, made.spec.name, made.identity)
     console = Console(quiet)
-    with locked(folder):
-        if fresh and (old := set_aside(folder)):
-            console.say(f"the earlier run is now {old}")
-        from interv.report.write import write_report, write_start
-
-        write_start(made, folder)
-        console.say(
-            f"{made.files.label}, {made.spec.model.dtype}: {count(len(made.prompts), 'prompt')}, "
-            f"{count(len(made.cells), 'point')} of {count(made.draws, 'row')}"
-        )
-        try:
-            with console.progress() as progress:
-                # Torch takes seconds to import: not before the folder is known to be ours.
-                from interv.run.trace import run_trace
-
-                outcome = run_trace(made, folder, progress, adopt=not fresh)
-        except KeyboardInterrupt:
-            console.say(_interrupted(made, folder))
-            raise
-        report = write_report(made, outcome.journal, folder, outcome.record)
-        if not outcome.record:
-            console.say("nothing was left to compute")
-    _tell(console, made, report, folder, outcome.journal)
-    return report, folder
+    console.say(
+        f"{made.files.label}, {made.spec.model.dtype}: {count(len(made.prompts), 'prompt')}, "
+        f"{count(len(made.cells), 'point')} of {count(made.draws, 'row')}"
+    )
+    try:
+        with console.progress() as progress:
+            done = carry_out(made, outputs, fresh=fresh, progress=progress, say=console.say)
+    except KeyboardInterrupt:
+        console.say(_interrupted(made, run_folder(outputs, made.spec.name, made.identity)))
+        raise
+    if not done.computed:
+        console.say("nothing was left to compute")
+    _tell(console, made, done.report, done.folder, done.journal)
+    return done.report, done.folder
 
 
 def _interrupted(made: Plan, folder: Path) -> str:
-    from interv.run import journal as journals
+    from interv.runner import journal as journals
 
     journal = journals.read(folder / journals.JOURNAL)
     done = sum(cell.id in journal for cell in made.cells) if journal else 0

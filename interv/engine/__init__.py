@@ -2,32 +2,76 @@
 
 from interv.engine.interventions import (
     Addition,
+    BaseLambda,
+    Clamp,
     Collect,
+    Constant,
     Intervention,
+    Lambda,
+    Mean,
     Noise,
+    ProjectOut,
+    Replace,
+    Scale,
+    Skip,
     Subtraction,
     Vanilla,
     Zero,
 )
-from interv.engine.load import LoadedModel, load_model
+from interv.engine.load import LoadedModel, anatomy_of, load_model
 from interv.engine.reference import ReferenceExecutor
-from interv.engine.runs import Edit, Executor, Run, Site
+from interv.engine.runs import Edit, Executor, Inputs, Run, Site
 from interv.engine.suffix import SuffixExecutor
+from interv.engine.trainable import (
+    BY_NAME,
+    Autoencoder,
+    BoundlessRotatedSpace,
+    EditLatents,
+    JumpReLUAutoencoder,
+    Lora,
+    LowRankRotatedSpace,
+    PCARotatedSpace,
+    RotatedSpace,
+    SigmoidMask,
+    SigmoidMaskRotatedSpace,
+)
 
 __all__ = [
+    "BY_NAME",
     "Addition",
+    "Autoencoder",
+    "BaseLambda",
+    "BoundlessRotatedSpace",
+    "Clamp",
     "Collect",
+    "Constant",
     "Edit",
+    "EditLatents",
     "Executor",
+    "Inputs",
     "Intervention",
+    "JumpReLUAutoencoder",
+    "Lambda",
     "LoadedModel",
+    "Lora",
+    "LowRankRotatedSpace",
+    "Mean",
     "Noise",
+    "PCARotatedSpace",
+    "ProjectOut",
     "ReferenceExecutor",
+    "Replace",
+    "RotatedSpace",
     "Run",
+    "Scale",
+    "SigmoidMask",
+    "SigmoidMaskRotatedSpace",
     "Site",
+    "Skip",
     "Subtraction",
     "SuffixExecutor",
     "Vanilla",
     "Zero",
+    "anatomy_of",
     "load_model",
 ]

@@ -10,22 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interv.engine.runs import TOKEN_EMBEDDING, Place
 from interv.errors import EngineError
-from interv.models.families import Family, Side
+from interv.models.anatomy import Place
 
-Visit = Callable[[Tensor], Tensor]
-"""Gets the activations that pass a place, returns those that go on; writes into neither."""
+Visit = Callable[[Tensor, Callable[[], Tensor]], Tensor]
+"""Gets what passes a place, and a way to the module's input; returns what goes on.
 
-
-def place_name(place: Place) -> str:
-    """A place in words."""
-    component, layer = place
-    return component if component == TOKEN_EMBEDDING else f"{component} of layer {layer}"
+Writes into neither.
+"""
 
 
 @contextlib.contextmanager
-def visiting(model: nn.Module, family: Family, visits: Mapping[Place, Visit]) -> Iterator[None]:
+def visiting(model: nn.Module, visits: Mapping[Place, Visit]) -> Iterator[None]:
     """Within: no gradients, no dropout, and each place passes through its visit.
 
     Afterwards the hooks are gone, the user's own are still there, and every module is in the
@@ -37,9 +33,9 @@ def visiting(model: nn.Module, family: Family, visits: Mapping[Place, Visit]) ->
     fired: Counter[Place] = Counter()
 
     def counted(place: Place, visit: Visit) -> Visit:
-        def count(value: Tensor) -> Tensor:
+        def count(value: Tensor, given: Callable[[], Tensor]) -> Tensor:
             fired[place] += 1
-            return visit(value)
+            return visit(value, given)
 
         return count
 
@@ -47,26 +43,56 @@ def visiting(model: nn.Module, family: Family, visits: Mapping[Place, Visit]) ->
         stack.enter_context(torch.no_grad())
         stack.enter_context(_evaluating(model))
         for place, visit in visits.items():
-            module, side = find_module(model, family, place)
-            stack.enter_context(_hooked(module, side, counted(place, visit)))
+            stack.enter_context(
+                _hooked(find_module(model, place.path), place, counted(place, visit))
+            )
         yield
     for place in visits:
         if fired[place] != 1:
-            raise EngineError(f"{place_name(place)}: fired {fired[place]} times, expected once")
+            raise EngineError(f"{place}: fired {fired[place]} times, expected once")
 
 
-def find_module(model: nn.Module, family: Family, place: Place) -> tuple[nn.Module, Side]:
-    """The module and its side at which a place stands.
+def find_module(model: nn.Module, path: str) -> nn.Module:
+    """The module at a path; an EngineError says how far the path goes."""
+    module, walked = model, ""
+    for name in path.split(".") if path else ():
+        child = getattr(module, name, None) if not name.isdigit() else module._modules.get(name)
+        if not isinstance(child, nn.Module):
+            have = ", ".join(name for name, _ in module.named_children()) or "no modules"
+            raise EngineError(f"no module '{path}': {walked or 'the model'} has {have}")
+        module, walked = child, f"{walked}.{name}" if walked else name
+    return module
 
-    Raises:
-        EngineError: the model has no such place.
-    """
-    component, layer = place
+
+def foreign_hooks(model: nn.Module) -> list[str]:
+    """Names of modules that have hooks of somebody else's."""
+    return [
+        name or "the model"
+        for name, module in model.named_modules()
+        if module._forward_hooks or module._forward_pre_hooks
+    ]
+
+
+@contextlib.contextmanager
+def skipping(blocks: nn.Module, upto: int, *, in_tuple: bool) -> Iterator[None]:
+    """Within: blocks before `upto` pass on what they get, in a tuple where they give tuples."""
+    skipped = [child for _, child in zip(range(upto), blocks.children(), strict=False)]
+    before = [vars(block).get("forward") for block in skipped]
+
+    def passing(*args: Any, **kwargs: Any) -> Any:
+        value = args[0] if args else kwargs["hidden_states"]
+        return (value, None) if in_tuple else value
+
     try:
-        path, side = family.place(component, layer)
-        return model.get_submodule(path), side
-    except (KeyError, AttributeError) as error:
-        raise EngineError(f"{place_name(place)}: this model has no such site") from error
+        for block in skipped:
+            block.forward = passing
+        yield
+    finally:
+        for block, old in zip(skipped, before, strict=True):
+            if vars(block).get("forward") is passing:
+                del block.forward
+            if old is not None:
+                block.forward = old
 
 
 @contextlib.contextmanager
@@ -83,27 +109,40 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _hooked(module: nn.Module, side: Side, visit: Visit) -> Iterator[None]:
-    """Pass one side of a module through a visit.
+def _hooked(module: nn.Module, place: Place, visit: Visit) -> Iterator[None]:
+    """Pass one side of a module through a visit."""
 
-    A tuple's first element is meant; an input may come by position or as `hidden_states`.
-    """
-
-    def on_output(_module: nn.Module, _args: Any, output: Any) -> Any:
-        if isinstance(output, tuple):
-            return (visit(output[0]), *output[1:])
-        return visit(output)
+    def on_output(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        first = output[0] if isinstance(output, tuple) else output
+        if not isinstance(first, Tensor):
+            raise EngineError(f"{place}: gives {type(first).__name__}, not a tensor")
+        new = visit(first, lambda: _input(place, args, kwargs))
+        return (new, *output[1:]) if isinstance(output, tuple) else new
 
     def on_input(_module: nn.Module, args: Any, kwargs: Any) -> Any:
+        value = _input(place, args, kwargs)
+        new = visit(value, lambda: value)
+        if place.shared:
+            # The stream that goes round the module is this very tensor.
+            value.copy_(new)
+            return None
         if args:
-            return (visit(args[0]), *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": visit(kwargs["hidden_states"])}
+            return (new, *args[1:]), kwargs
+        return args, {**kwargs, next(iter(kwargs)): new}
 
-    if side == "output":
-        handle = module.register_forward_hook(on_output)
+    if place.side == "output":
+        handle = module.register_forward_hook(on_output, with_kwargs=True)
     else:
         handle = module.register_forward_pre_hook(on_input, with_kwargs=True)
     try:
         yield
     finally:
         handle.remove()
+
+
+def _input(place: Place, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """A module's first input, given by position or by name."""
+    value = args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values()), None))
+    if not isinstance(value, Tensor):
+        raise EngineError(f"{place}: gets {type(value).__name__}, not a tensor")
+    return value

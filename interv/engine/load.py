@@ -7,7 +7,7 @@ import io
 import json
 import pickle
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ import torch
 import transformers
 from torch import nn
 
+from interv.engine.recognise import recognise
 from interv.errors import IntervError, ModelError
 from interv.models import ModelFacts, ModelFiles
+from interv.models.anatomy import Anatomy
 from interv.models.cache import cached
 from interv.models.config import read_facts
-from interv.models.families import Family
 from interv.spec.schema import ModelSection
 
 
@@ -28,7 +29,7 @@ class LoadedModel:
     """A model ready to run, and what is worth recording of how it was loaded."""
 
     module: nn.Module
-    family: Family
+    anatomy: Anatomy
     device: torch.device
     attn_implementation: str
 
@@ -41,10 +42,12 @@ def load_model(files: ModelFiles, section: ModelSection, seed: int, device: str)
             attention implementation is not to be had.
     """
     where = _device(device)
-    options: dict[str, Any] = {
-        "dtype": getattr(torch, section.dtype),
-        "attn_implementation": section.attn_implementation,
-    }
+    options: dict[str, Any] = {"dtype": getattr(torch, section.dtype)}
+    if section.attn_implementation is not None:
+        options["attn_implementation"] = section.attn_implementation
+    if section.dtype == "float64":
+        # The fused kernels of mixtures of experts know no float64; others ignore this.
+        options["experts_implementation"] = "eager"
     try:
         with _quiet():
             if files.origin == "config":
@@ -69,24 +72,40 @@ def load_model(files: ModelFiles, section: ModelSection, seed: int, device: str)
     module.eval().requires_grad_(False)
     return LoadedModel(
         module,
-        facts.family,
+        anatomy_of(module, facts),
         next(module.parameters()).device,
         module.config._attn_implementation,
     )
+
+
+def anatomy_of(module: nn.Module, facts: ModelFacts | None = None) -> Anatomy:
+    """Where the components of a `transformers` model stand.
+
+    Args:
+        module: the model.
+        facts: its shape, if read already.
+
+    Raises:
+        ModelError: its type is not in the table and its blocks are not recognised.
+    """
+    config = module.config.to_dict()  # type: ignore[operator,union-attr]
+    facts = facts or read_facts(config, type(module).__name__)
+    return Anatomy(facts.family or recognise(module, facts), facts, config)
 
 
 def _compare(files: ModelFiles, module: Any) -> ModelFacts:
     """The loaded model's shape, for which the plan must have been made.
 
     Raises:
-        ModelError: it is another than its config's, as read without torch, or its family is
-            not known.
+        ModelError: it is another than its config's, as read without torch.
     """
     loaded = read_facts(module.config.to_dict(), files.label)
-    blocks = len(module.get_submodule(loaded.family.blocks))
-    planned = files.facts
+    planned, family = files.facts, loaded.family
     assert planned is not None
-    for name in ("n_layers", "n_heads", "d_model", "n_positions", "vocab_size"):
+    blocks = loaded.n_layers
+    if family and isinstance(family.blocks, str):
+        blocks = len(module.get_submodule(family.blocks))
+    for name in (f.name for f in fields(planned) if f.name != "n_params"):
         if getattr(planned, name) != getattr(loaded, name) or blocks != loaded.n_layers:
             raise ModelError(
                 f"{files.label}: its config says {name} {getattr(planned, name)}, the model has "
@@ -97,7 +116,8 @@ def _compare(files: ModelFiles, module: Any) -> ModelFacts:
 
 def token_embeddings(model: LoadedModel) -> torch.Tensor:
     """The word embeddings `[vocab, d_model]`, as the model holds them."""
-    weight = model.module.get_submodule(model.family.token_embedding).weight
+    place = model.anatomy.place("token_embedding", 0)
+    weight = model.module.get_submodule(place.path).weight
     assert isinstance(weight, torch.Tensor)
     return weight
 
@@ -117,7 +137,13 @@ def _random(files: ModelFiles, options: dict[str, Any], seed: int) -> Any:
     config = transformers.AutoConfig.for_model(fields.pop("model_type"), **fields)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return transformers.AutoModelForCausalLM.from_config(config, **options)
+        return _auto(files).from_config(config, **options)
+
+
+def _auto(files: ModelFiles) -> Any:
+    """The class of transformers that loads a family."""
+    family = files.facts.family if files.facts else None
+    return getattr(transformers, family.auto if family else "AutoModelForCausalLM")
 
 
 def _pretrained(files: ModelFiles, section: ModelSection, options: dict[str, Any]) -> Any:
@@ -129,7 +155,7 @@ def _pretrained(files: ModelFiles, section: ModelSection, options: dict[str, Any
         source = files.folder
     if section.device_map is not None:
         options["device_map"] = section.device_map
-    module, info = transformers.AutoModelForCausalLM.from_pretrained(
+    module, info = _auto(files).from_pretrained(
         str(source),
         trust_remote_code=False,
         local_files_only=True,
@@ -137,7 +163,8 @@ def _pretrained(files: ModelFiles, section: ModelSection, options: dict[str, Any
         **options,
     )
     assert files.facts is not None
-    blocks = files.facts.family.blocks
+    family = files.facts.family
+    blocks = family.blocks if family and isinstance(family.blocks, str) else "model.layers"
     # Of unexpected weights those of further blocks mean that the config cuts the model short;
     # GPT-2's attention masks, once saved with the weights, mean nothing.
     extra = [

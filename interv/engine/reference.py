@@ -1,127 +1,332 @@
 """The reference executor: full forwards with hooks, to be read in one sitting and believed.
 
 Runs of one length share a forward. A source is run once and its states are kept until
-`forget`. Every edit must happen exactly once, or it is an error.
+`forget`. Every edit must happen exactly once, or it is an error. Takes any module.
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from interv.engine.hooks import Visit, place_name, visiting
-from interv.engine.runs import Edit, Place, Run, Site, at_sites, sources_of
+from interv.engine.attention import Call, fit_keys, routing
+from interv.engine.hooks import Visit, find_module, skipping, visiting
+from interv.engine.runs import Edit, Inputs, Run, Site, read_positions
+from interv.engine.sites import Sites, Todo, applied, make_edits, unfold
 from interv.errors import EngineError
-from interv.models.families import Family
+from interv.models.anatomy import Anatomy, Place
+
+_MAX_TOKENS = 4096  # in one forward of many sources
+
+
+@dataclass(frozen=True)
+class Start:
+    """Blocks before `layer` are left out; it starts from `inputs` `[run, pos, d_model]`.
+
+    `in_tuple`: blocks give tuples.
+    """
+
+    layer: int
+    inputs: Tensor
+    in_tuple: bool
 
 
 class ReferenceExecutor:
-    """Runs a `transformers` causal language model; leaves it as it was found."""
+    """Runs a module; leaves it as it was found.
 
-    def __init__(self, model: nn.Module, family: Family) -> None:
+    Args:
+        model: a `transformers` language model, or any module.
+        anatomy: where its components stand; without one, modules are named by path.
+        batch_dim: dimension of the rows, of inputs that are not tokens.
+    """
+
+    def __init__(
+        self, model: nn.Module, anatomy: Anatomy | None = None, batch_dim: int = 0
+    ) -> None:
         self._model = model
-        self._family = family
+        self._batch_dim = batch_dim
+        self.sites = Sites(anatomy or Anatomy())
         self._states: dict[tuple[Run, Place], Tensor] = {}
-        self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+        forward = inspect.signature(model.forward).parameters
+        anatomy = self.sites.anatomy
+        self._head = anatomy.place("logits", 0) if "logits" in anatomy.components else None
+        self._keeps, self._caches = "logits_to_keep" in forward, "use_cache" in forward
 
-    def logits(self, runs: Sequence[Run], keep: int) -> Tensor:
-        self._need(sources_of(runs))
-        logits, _ = self.forward(runs, keep)
-        return logits
+    def logits(
+        self,
+        runs: Sequence[Run],
+        at: Sequence[int] | None = (-1,),
+        tokens: Sequence[int] | None = None,
+    ) -> Tensor:
+        self.need(self.sites.wanted_by(runs))
+        found: dict[int, Tensor] = {}
+        for together in by_shape(runs):
+            logits, _ = self.forward([runs[i] for i in together], at)
+            found |= zip(together, logits, strict=True)
+        logits = torch.stack([found[i] for i in range(len(runs))])
+        return logits if tokens is None else logits[..., list(tokens)]
 
-    def states(self, runs: Sequence[Run], sites: Sequence[Site]) -> list[Tensor]:
-        places = {(site.component, site.layer) for site in sites}
-        self._need(dict.fromkeys(runs, places))
-        return at_sites(self._states, runs, sites)
+    def states(self, runs: Sequence[Run], sites: Sequence[Site]) -> list[list[Tensor]]:
+        self.need({key: {self.sites.place(site) for site in sites} for key in runs})
+        return [[self.take(run, site) for run in runs] for site in sites]
 
     def forget(self) -> None:
         self._states.clear()
 
-    def _need(self, wanted: Mapping[Run, set[Place]]) -> None:
+    def keep(self, states: Mapping[tuple[Run, Place], Tensor]) -> None:
+        """Keep states that were computed elsewhere."""
+        self._states.update(states)
+
+    def take(self, run: Run, site: Site) -> Tensor:
+        """A kept state's part at a site, `[n_positions, width]`."""
+        return self.sites.take(self._states[run, self.sites.place(site)], site)
+
+    def need(self, wanted: Mapping[Run, Collection[Place]]) -> None:
         """Keep the states of these runs at these places; each run's own sources first."""
         missing = {
             run: places
             for run, places in wanted.items()
             if any((run, place) not in self._states for place in places)
         }
-        by_length: dict[int, list[Run]] = defaultdict(list)
-        for run in missing:
-            by_length[len(run.ids)].append(run)
-        for together in by_length.values():
-            self._need(sources_of(together))
-            places = sorted(set().union(*(missing[run] for run in together)))
-            _, states = self.forward(together, 1, places)
+        runs = list(missing)
+        for together in by_shape(runs):
+            some = [runs[i] for i in together]
+            self.need(self.sites.wanted_by(some))
+            places = set().union(*(missing[run] for run in some))
+            _, states = self.forward(some, (-1,), places)
             for place, state in states.items():
-                for row, run in enumerate(together):
+                for row, run in enumerate(some):
                     self._states[run, place] = state[row]
 
     def forward(
         self,
         runs: Sequence[Run],
-        keep: int,
-        capture: Sequence[Place] = (),
-        **options: Any,
+        at: Sequence[int] | None,
+        capture: Collection[Place] = (),
+        start: Start | None = None,
+        inside: Callable[[Call], None] | None = None,
     ) -> tuple[Tensor, dict[Place, Tensor]]:
         """One forward of runs whose sources' states are kept already.
 
         Args:
             runs: of one length.
-            keep: how many of the last positions' logits are wanted.
+            at: positions whose logits are wanted; None: all, or the whole output.
             capture: places whose states are wanted, after the edits.
-            options: for the model.
+            start: where to begin, if not at the beginning.
+            inside: shown each layer's attention.
 
         Returns:
-            Logits `[run, keep, vocab]`, and at each captured place `[run, position, width]`.
+            Logits `[run, position, vocab]`, and at each captured place `[run, pos, width]`; of
+            a pattern `[run, query, head, key]`.
 
         Raises:
             EngineError: an edit that did not happen once, or logits that are not finite.
         """
-        length = len(runs[0].ids)
-        if any(len(run.ids) != length for run in runs):
-            raise EngineError("runs of different length in one forward")
         edits: dict[Place, list[tuple[int, Edit]]] = defaultdict(list)
         for row, run in enumerate(runs):
             for edit in run.edits:
-                edits[edit.site.component, edit.site.layer].append((row, edit))
+                edits[self.sites.place(edit.site)].append((row, edit))
         captured: dict[Place, Tensor] = {}
 
         def visit_at(place: Place) -> Visit:
-            def visit(value: Tensor) -> Tensor:
-                if value.shape[:2] != (len(runs), length):
-                    raise EngineError(
-                        f"{place_name(place)}: shape {tuple(value.shape)}, expected "
-                        f"({len(runs)}, {length}, width)"
-                    )
+            def visit(value: Tensor, given: Callable[[], Tensor]) -> Tensor:
+                rows, back = unfold(self._rows_first(value), len(runs), place)
                 if place in edits:
-                    # The module's own tensor may be used elsewhere: never write into it.
-                    value = value.clone()
-                    for row, edit in edits[place]:
-                        at = torch.tensor(edit.site.positions, device=value.device)
-                        source = None
-                        if edit.source is not None:
-                            source = self._states[edit.source, place][at].to(value.device)
-                        value[row, at] = edit.intervention.apply(value[row, at], source)
+                    n = rows.shape[1]
+                    todo = [Todo(edit, row * n, n) for row, edit in edits[place]]
+                    flat = make_edits(
+                        rows.flatten(0, 1), todo, self.sites, self._source, lambda: own(given)
+                    )
+                    rows = flat.reshape(rows.shape)
+                    value = self._rows_back(back(rows), value)
                 if place in capture:
-                    captured[place] = value.detach()
+                    # Some models go on to change it in place.
+                    captured[place] = rows.clone()
                 return value
+
+            def own(given: Callable[[], Tensor]) -> Tensor:
+                return unfold(self._rows_first(given()), len(runs), place)[0].flatten(0, 1)
 
             return visit
 
-        ids = torch.tensor([run.ids for run in runs], device=device_of(self._model))
-        options = {"use_cache": False, **options}
+        places = {*edits, *capture}
+        visits = {p: visit_at(p) for p in sorted(places, key=str) if not p.pattern}
+        patterns = {place for place in places if place.pattern}
+        with contextlib.ExitStack() as stack:
+            if start is not None:
+                visits = stack.enter_context(self._starting(start, visits))
+            stack.enter_context(visiting(self._model, visits))
+            if patterns or inside:
+                through = self._patterns(edits, capture, captured, inside)
+                layers = range(start.layer if start else 0, self.sites.anatomy.n_layers)
+                stack.enter_context(
+                    routing(self._model, self.sites.anatomy, through, layers, masks=True)
+                )
+            out = self._call(runs, at, whole=self._head in places)
+        check_finite(out)
+        return out, captured
+
+    def _call(self, runs: Sequence[Run], at: Sequence[int] | None, *, whole: bool) -> Tensor:
+        first = runs[0].ids
+        if isinstance(first, Inputs):
+            given = [run.ids for run in runs if isinstance(run.ids, Inputs)]
+            args = [
+                torch.stack(each, self._batch_dim)
+                for each in zip(*(g.args for g in given), strict=True)
+            ]
+            kwargs = {
+                name: torch.stack([g.kwargs[name] for g in given], self._batch_dim)
+                for name in first.kwargs
+            }
+            return self._rows_first(output_of(self._model(*args, **kwargs)))
+        positions = read_positions(runs[0], at)
+        options: dict[str, Any] = {"use_cache": False} if self._caches else {}
+        # An edit of the logits counts positions from the first.
+        begin = min(positions) if positions and self._keeps and not whole else 0
         if self._keeps:
-            options["logits_to_keep"] = keep
-        places = sorted({*edits, *capture})
-        with visiting(self._model, self._family, {place: visit_at(place) for place in places}):
-            logits: Tensor = self._model(input_ids=ids, **options).logits
-        logits = logits[:, -keep:]
-        check_finite(logits)
-        return logits, captured
+            options["logits_to_keep"] = len(first) - begin
+        ids = torch.tensor([run.ids for run in runs], device=device_of(self._model))
+        logits = output_of(self._model(input_ids=ids, **options))
+        if logits.shape[1] != len(first) - begin:
+            raise EngineError(f"logits of shape {tuple(logits.shape)} for {len(first)} tokens")
+        return logits if positions is None else logits[:, [p - begin for p in positions]]
+
+    @contextlib.contextmanager
+    def _starting(self, start: Start, visits: dict[Place, Visit]) -> Any:
+        anatomy = self.sites.anatomy
+        if start.layer < anatomy.n_layers:
+            entry = anatomy.place("block_input", start.layer)
+        else:
+            entry = anatomy.place("block_output", anatomy.n_layers - 1)
+        then = visits.get(entry)
+
+        def enter(_value: Tensor, given: Callable[[], Tensor]) -> Tensor:
+            return then(start.inputs, given) if then else start.inputs
+
+        blocks = find_module(self._model, anatomy.blocks())
+        with skipping(blocks, start.layer, in_tuple=start.in_tuple):
+            yield {**visits, entry: enter}
+
+    def _patterns(
+        self,
+        edits: Mapping[Place, list[tuple[int, Edit]]],
+        capture: Collection[Place],
+        captured: dict[Place, Tensor],
+        inside: Callable[[Call], None] | None,
+    ) -> Callable[[Call], Tensor]:
+        anatomy = self.sites.anatomy
+
+        def through(call: Call) -> Tensor:
+            if inside:
+                inside(call)
+            out = call.plain()
+            if "attention_weight" not in anatomy.components:
+                return out
+            place = anatomy.place("attention_weight", call.layer)
+            if place not in edits and place not in capture:
+                return out
+            pattern, attend = call.weights(call.query, call.key, call.value, call.mask)
+            if place in edits:
+                pattern = edit_pattern(pattern, edits[place], self._source)
+                rows = sorted({row for row, _ in edits[place]})
+                out = out.clone()
+                out[rows] = attend(pattern)[rows]
+            if place in capture:
+                captured[place] = pattern.transpose(1, 2)
+            return out
+
+        return through
+
+    def _source(self, edit: Edit) -> Tensor:
+        assert edit.source is not None
+        return self.take(edit.source, edit.reads)
+
+    def _rows_first(self, value: Tensor) -> Tensor:
+        batched = self._batch_dim and value.dim() > self._batch_dim
+        return value.movedim(self._batch_dim, 0) if batched else value
+
+    def _rows_back(self, value: Tensor, like: Tensor) -> Tensor:
+        batched = self._batch_dim and like.dim() > self._batch_dim
+        return value.movedim(0, self._batch_dim) if batched else value
+
+
+def edit_pattern(
+    pattern: Tensor,
+    edits: Sequence[tuple[int, Edit]],
+    source: Callable[[Edit], Tensor],
+    first: Sequence[int] | None = None,
+    lengths: Sequence[int] | None = None,
+) -> Tensor:
+    """A pattern `[row, head, query, key]` with edits made in order.
+
+    Args:
+        pattern: of some rows.
+        edits: each with its row.
+        source: an edit's source `[n_queries, n_heads · n_keys]`.
+        first: position of each row's first query; None: 0.
+        lengths: how many keys a row really has; None: all.
+    """
+    pattern = pattern.clone()
+    for row, edit in edits:
+        site = edit.site
+        begin = first[row] if first else 0
+        n_keys = lengths[row] if lengths else pattern.shape[-1]
+        positions = range(begin, n_keys) if site.positions is None else site.positions
+        queries = torch.tensor([p - begin for p in positions])
+        heads = torch.tensor(range(pattern.shape[1]) if site.heads is None else site.heads)
+        base = pattern[row][heads[None], queries[:, None], :n_keys]
+        other: Tensor | None = None
+        if edit.source is not None:
+            other = source(edit).to(base.device)
+            other = other.reshape(len(other), len(heads), -1)
+            other = fit_keys(other, n_keys).flatten(1)
+        new = applied(edit, base.flatten(1), other)
+        pattern[row, heads[None], queries[:, None], :n_keys] = new.reshape(base.shape)
+    return pattern
+
+
+def by_shape(runs: Sequence[Run]) -> list[list[int]]:
+    """Indices of runs that can share a forward, a bounded number of tokens in each."""
+    groups: dict[object, list[int]] = defaultdict(list)
+    for i, run in enumerate(runs):
+        groups[_shape(run)].append(i)
+    return [
+        group[i : i + size]
+        for group in groups.values()
+        for size in [max(1, _MAX_TOKENS // _tokens(runs[group[0]]))]
+        for i in range(0, len(group), size)
+    ]
+
+
+def _shape(run: Run) -> object:
+    if isinstance(run.ids, Inputs):
+        tensors = [*enumerate(run.ids.args), *sorted(run.ids.kwargs.items())]
+        return tuple((name, tensor.shape, tensor.dtype) for name, tensor in tensors)
+    return len(run.ids)
+
+
+def _tokens(run: Run) -> int:
+    return 1 if isinstance(run.ids, Inputs) else max(1, len(run.ids))
+
+
+def output_of(output: Any) -> Tensor:
+    """The tensor in what a model gives.
+
+    Raises:
+        EngineError: there is none.
+    """
+    found = getattr(output, "logits", output)
+    found = found[0] if isinstance(found, tuple) else found
+    if not isinstance(found, Tensor):
+        raise EngineError(f"the model gives {type(output).__name__}, which has no logits")
+    return found
 
 
 def check_finite(logits: Tensor) -> None:

@@ -1,402 +1,430 @@
 """The suffix executor: exact, and as little arithmetic as the runs need.
 
-In a causal model a run differs from its *base* (the same tokens, with only its embeddings
-edited) at layers from its first edit's on, and at positions from its first changed one on. So
-each base runs once, keeping every block's input and its keys and values, and a row joins the
-batch at its first layer, with the base's input from its first position on. Keys and values
-before that come from the base, through a `transformers` Cache, so that a family's own attention
-code runs unchanged. The model's forward is called with one dummy row, whose hidden states are
-replaced at each block by those of the rows that have joined; masks, positions and rotary angles
-are the same for all rows and broadcast. Rows may be of different length: padding on the right
-is exact where attention looks left only.
+A run differs from its *base* (the same input, with only what stands before the blocks edited) at
+layers from its first edit's on, and in a causal model at positions from its first changed one on.
+So each base runs once, its block inputs, keys and values are kept, and runs start from there:
+at their first layer and position where the family's attention lets them (`Walk`), at their first
+layer otherwise (encoders, Mamba, attention of an own making). Runs that change nothing are their
+base. What is out of memory is done in halves.
 
-Nothing is trusted: `interv.run.certify` compares rows of each plan with the reference.
+Nothing is trusted: `interv.runner.certify` compares rows of each plan with the reference.
 """
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache
 
-from interv.engine.hooks import Visit, find_module, visiting
+from interv.engine.attention import Call
+from interv.engine.hooks import find_module, foreign_hooks
 from interv.engine.interventions import Collect, Vanilla
-from interv.engine.prefix import Prefix, Recording
-from interv.engine.reference import ReferenceExecutor, check_finite, device_of
-from interv.engine.runs import TOKEN_EMBEDDING, Edit, Place, Run, Site, at_sites, sources_of
+from interv.engine.reference import ReferenceExecutor, Start, by_shape
+from interv.engine.runs import Edit, Inputs, Run, Site, read_positions
+from interv.engine.walk import BY_POSITION, Base, Length, Row, Walk
 from interv.errors import EngineError
-from interv.models.families import Family
+from interv.models.anatomy import Anatomy, Place
 
 # At the last layer these reach no position but their own.
-_LOCAL = {"block_output", "mlp_input", "mlp_activation", "mlp_output", "attention_output"}
-
-
-@dataclass(frozen=True)
-class _Base:
-    """What a base run leaves behind.
-
-    Attributes:
-        inputs: for each block its input `[position, d_model]`; last, the last block's output.
-        keys, values: for each block `[kv head, position, head width]`.
-        logits: `[keep, vocab]` at the last positions.
-    """
-
-    inputs: list[Tensor]
-    keys: list[Tensor]
-    values: list[Tensor]
-    logits: Tensor
-
-
-@dataclass(frozen=True)
-class _Row:
-    """A run as the walk sees it: where it joins, and what happens to it at which place.
-
-    `layer` may be the number of layers, where only the last block's output is edited.
-    """
-
-    run: Run
-    base: Run
-    layer: int
-    position: int
-    edits: Mapping[Place, list[Edit]]
+_LOCAL = {
+    "block_output",
+    "resid_mid",
+    "mlp_input",
+    "mlp_activation",
+    "mlp_gate_activation",
+    "mlp_output",
+    "mlp_residual",
+    "attention_output",
+    "attention_residual",
+    "attention_value_output",
+    "head_attention_value_output",
+    "query_output",
+    "head_query_output",
+    "attention_weight",
+}
+_LOGITS = 1 << 26  # numbers: what one walk may give at most
 
 
 class SuffixExecutor:
-    """Runs a causal `transformers` model whose blocks are a plain sequence."""
+    """Runs a `transformers` model whose blocks are a plain sequence.
 
-    def __init__(self, model: nn.Module, family: Family, n_layers: int) -> None:
+    Args:
+        model: the model; left as it was found.
+        anatomy: where its components stand.
+        max_tokens: in one walk, about.
+    """
+
+    def __init__(self, model: nn.Module, anatomy: Anatomy, max_tokens: int = 2048) -> None:
+        if anatomy.reach == "nothing":
+            raise EngineError("the suffix executor needs blocks in one plain sequence")
         self._model = model
-        self._family = family
-        self._n_layers = n_layers
-        self._reference = ReferenceExecutor(model, family)
-        self._bases: dict[Run, _Base] = {}
+        self._anatomy = anatomy
+        self._max_tokens = max_tokens
+        self._reference = ReferenceExecutor(model, anatomy)
+        self._sites = self._reference.sites
+        self._in_tuple = False
+        self._bases: dict[Run, Base] = {}
+        self._lengths: dict[int, Length] = {}
         self._states: dict[tuple[Run, Place], Tensor] = {}
 
-    def logits(self, runs: Sequence[Run], keep: int) -> Tensor:
+    def logits(
+        self,
+        runs: Sequence[Run],
+        at: Sequence[int] | None = (-1,),
+        tokens: Sequence[int] | None = None,
+    ) -> Tensor:
+        if hooked := foreign_hooks(self._model):
+            raise EngineError(
+                f"{hooked[0]} has hooks of somebody else's, which would see some positions only: "
+                "use the reference executor"
+            )
         distinct = list(dict.fromkeys(runs))
-        self._need(sources_of(distinct))
-        self._need_bases([_base(run) for run in distinct], keep)
-        rows = [self._row(run, keep) for run in distinct]
-        values = {
-            run: self._bases[_base(run)].logits[-keep:]
-            for run, row in zip(distinct, rows, strict=True)
-            if row is None
-        }
-        walked = [row for row in rows if row is not None]
-        if walked:
-            logits, _ = self._walk(walked, keep)
-            values |= {row.run: logits[i] for i, row in enumerate(walked)}
-        return torch.stack([values[run] for run in runs])
+        if any(isinstance(run.ids, Inputs) for run in distinct):
+            raise EngineError("the suffix executor takes token ids only")
+        self._prepare(distinct)
+        rows = {run: self._row(run, at) for run in distinct}
+        # Those that change nothing share their base's.
+        values: dict[tuple[Run, tuple[int, ...]], Tensor] = {}
+        todo = list({(row.run, row.read): row for row in rows.values()}.values())
+        for row, logits, _ in self._walked(todo, tokens):
+            values[row.run, row.read] = logits
+        return torch.stack([values[rows[run].run, rows[run].read] for run in runs])
 
-    def states(self, runs: Sequence[Run], sites: Sequence[Site]) -> list[Tensor]:
-        places = {(site.component, site.layer) for site in sites}
-        self._need(dict.fromkeys(runs, places))
-        return at_sites(self._states, runs, sites)
+    def states(self, runs: Sequence[Run], sites: Sequence[Site]) -> list[list[Tensor]]:
+        self._need({key: {self._sites.place(site) for site in sites} for key in runs})
+        return [[self._take(run, site) for run in runs] for site in sites]
 
     def forget(self) -> None:
         self._reference.forget()
         self._bases.clear()
+        self._lengths.clear()
         self._states.clear()
 
-    def _need(self, wanted: Mapping[Run, set[Place]]) -> None:
+    def _take(self, run: Run, site: Site) -> Tensor:
+        return self._sites.take(self._states[run, self._sites.place(site)], site)
+
+    def _source(self, edit: Edit) -> Tensor:
+        assert edit.source is not None
+        return self._take(edit.source, edit.reads)
+
+    def _need(self, wanted: Mapping[Run, Collection[Place]]) -> None:
         """Keep the states of these runs at these places."""
         missing = {
             run: {place for place in places if (run, place) not in self._states}
             for run, places in wanted.items()
         }
         missing = {run: places for run, places in missing.items() if places}
+        if not missing:
+            return
         # Edited sources are rows too; what they share with their base is read from the base.
-        edited = [run for run in missing if _base(run) != run]
+        edited = [run for run in missing if self._base(run) != run]
         plain: dict[Run, set[Place]] = defaultdict(set)
         for run, places in missing.items():
-            plain[_base(run)] |= places
-        for _, group in itertools.groupby(sorted(plain, key=_length), key=_length):
-            together = list(group)
-            wanted_places = sorted(set().union(*(plain[run] for run in together)))
-            everywhere = tuple(range(_length(together[0])))
-            sites = [Site(*place, everywhere) for place in wanted_places]
-            found = self._reference.states(together, sites)
-            for place, states in zip(wanted_places, found, strict=True):
-                for run, state in zip(together, states, strict=True):
+            plain[self._base(run)] |= places
+        runs = list(plain)
+        self._reference.need(self._sites.wanted_by(runs))
+        for together in by_shape(runs):
+            some = [runs[i] for i in together]
+            places = set().union(*(plain[run] for run in some))
+            _, found = self._reference.forward(some, (-1,), places)
+            for place, states in found.items():
+                for run, state in zip(some, states, strict=True):
                     self._states[run, place] = state
         if edited:
-            self._need(sources_of(edited))
-            self._need_bases([_base(run) for run in edited], 1)
-            for run in edited:
-                self._follow(run, missing[run])
+            self._follow({run: missing[run] for run in edited})
 
-    def _follow(self, run: Run, places: set[Place]) -> None:
-        """Keep an edited run's states: its base's, and from its first position on its own."""
-        row = self._row(run, len(run.ids))
-        for place in places:
-            self._states[run, place] = self._states[_base(run), place]
-        if row is None:
-            return
-        seen = {place for place in places if self._reaches(row, place)}
-        _, captured = self._walk([row], 1, seen)
-        for place, state in captured.items():
-            whole = self._states[run, place].clone()
-            whole[row.position :] = state[0]
-            self._states[run, place] = whole
+    def _follow(self, wanted: Mapping[Run, set[Place]]) -> None:
+        """Keep edited runs' states: their bases', and from their first position on their own."""
+        self._prepare(list(wanted))
+        rows = [self._row(run, None) for run in wanted]
+        places = set().union(*wanted.values())
+        owners = {id(row): run for row, run in zip(rows, wanted, strict=True)}
+        for row, _, states in self._walked(rows, None, places):
+            run = owners[id(row)]
+            for place in wanted[run]:
+                whole = self._states[self._base(run), place]
+                if place in states and row.run == run:
+                    whole = whole.clone()
+                    own = states[place]
+                    if place.pattern:
+                        own = own[..., : whole.shape[-1]]
+                    whole[row.position :] = own
+                self._states[run, place] = whole
 
-    def _reaches(self, row: _Row, place: Place) -> bool:
-        component, layer = place
-        if component == TOKEN_EMBEDDING:
-            return False
-        return layer >= row.layer or (component == "block_output" and layer + 1 >= row.layer)
+    def _need_bases(self, runs: Sequence[Run]) -> None:
+        missing = [b for b in dict.fromkeys(map(self._base, runs)) if b not in self._bases]
+        self._reference.need(self._sites.wanted_by(missing))
+        for together in by_shape(missing):
+            self._record([missing[i] for i in together])
 
-    def _need_bases(self, bases: Sequence[Run], keep: int) -> None:
-        missing = [
-            run
-            for run in dict.fromkeys(bases)
-            if run not in self._bases or len(self._bases[run].logits) < keep
-        ]
-        for _, group in itertools.groupby(sorted(missing, key=_length), key=_length):
-            self._record(list(group), keep)
-
-    def _record(self, bases: list[Run], keep: int) -> None:
+    def _record(self, bases: list[Run]) -> None:
         """Run bases of one length in full, and keep what their rows will start from."""
-        layers = range(self._n_layers)
-        cache = Cache(layers=[Recording() for _ in layers])
-        places = [(side, i) for side in ("block_input", "block_output") for i in layers]
-        logits, states = self._reference.forward(
-            bases, keep, places, use_cache=True, past_key_values=cache
-        )
-        for i in layers[1:]:
-            if not torch.equal(states["block_output", i - 1], states["block_input", i]):
-                raise EngineError(f"block {i} does not start from what block {i - 1} gives")
-        last = states["block_output", self._n_layers - 1]
-        for row, base in enumerate(bases):
-            inputs = [states["block_input", i][row] for i in layers] + [last[row]]
-            keys = [cache.layers[i].keys[row] for i in layers]
-            values = [cache.layers[i].values[row] for i in layers]
-            self._bases[base] = _Base(inputs, keys, values, logits[row])
+        anatomy = self._anatomy
+        layers = range(anatomy.n_layers)
+        inputs = [anatomy.place("block_input", i) for i in layers]
+        outputs = [anatomy.place("block_output", i) for i in layers]
+        calls: dict[int, Call] = {}
+        given: list[dict[str, Any]] = [{} for _ in layers]
 
-    def _row(self, run: Run, keep: int) -> _Row | None:
-        """Where a run joins the walk; None where it is its base at the last `keep` positions."""
-        base = _base(run)
-        unread = len(run.ids) - keep
+        def keep(call: Call) -> None:
+            calls[call.layer] = call
+
+        whole = anatomy.reach == "positions"
+        handles = [
+            find_module(self._model, place.path).register_forward_pre_hook(
+                _recording(given[i]), with_kwargs=True
+            )
+            for i, place in enumerate(inputs)
+        ]
+
+        def gives(_module: nn.Module, _args: Any, output: Any) -> None:
+            self._in_tuple = isinstance(output, tuple)
+
+        handles.append(find_module(self._model, outputs[0].path).register_forward_hook(gives))
+        try:
+            _, states = self._reference.forward(
+                bases, (-1,), [*inputs, *outputs], inside=keep if whole else None
+            )
+        finally:
+            for handle in handles:
+                handle.remove()
+        for i in layers[1:]:
+            if not torch.equal(states[outputs[i - 1]], states[inputs[i]]):
+                raise EngineError(f"block {i} does not start from what block {i - 1} gives")
+        stream = [*(states[place] for place in inputs), states[outputs[-1]]]
+        for row, base in enumerate(bases):
+            keys = [calls[i].key[row] for i in layers] if whole else []
+            values = [calls[i].value[row] for i in layers] if whole else []
+            self._bases[base] = Base([state[row] for state in stream], keys, values)
+        if whole:
+            masks = [calls[i].mask for i in layers]
+            alike = {id(m): m[0] for m in masks if m is not None}
+            self._lengths[len(bases[0])] = Length(
+                [None if m is None else alike[id(m)] for m in masks], given
+            )
+
+    def _base(self, run: Run) -> Run:
+        """The run with only its edits before the blocks."""
+        edits = tuple(edit for edit in run.edits if self._layer(edit.site) is None)
+        return run if len(edits) == len(run.edits) else Run(run.ids, edits)
+
+    def _layer(self, site: Site) -> int | None:
+        return self._anatomy.layer_of(site.component, site.layer)
+
+    def _row(self, run: Run, at: Sequence[int] | None) -> Row:
+        """Where a run joins; the base itself, joining nowhere, where it changes nothing read."""
+        base = self._base(run)
+        n_layers = self._anatomy.n_layers
+        read = read_positions(run, at)
+        everywhere = tuple(range(len(run)))
+        read = everywhere if read is None else read
+        own = [edit for edit in run.edits if self._layer(edit.site) is not None]
         active: list[tuple[int, int]] = []
-        for edit in run.edits:
-            if edit in base.edits or isinstance(edit.intervention, Collect):
-                continue
+        for edit in own:
             layer = self._joins(edit)
-            local = edit.site.component in _LOCAL and edit.site.layer == self._n_layers - 1
+            positions = edit.site.positions or everywhere
+            if isinstance(edit.intervention, Collect):
+                self._sites.place(edit.site)
+                continue
+            after = self._layer(edit.site) == n_layers
+            local = after or (edit.site.component in _LOCAL and edit.site.layer == n_layers - 1)
             live = [
-                position
-                for position in edit.site.positions
-                if not (local and position < unread) and not _is_hold(edit, position, base)
+                p
+                for p in positions
+                if not (local and at is not None and p not in read)
+                and not self._is_hold(edit, p, base)
             ]
-            if live and not isinstance(edit.intervention, Vanilla):
+            if live and not edit.intervention.positionwise:
                 # What is drawn or computed over several positions is not cut apart.
-                live = list(edit.site.positions)
+                live = list(positions)
             active += [(layer, position) for position in live]
         if not active:
-            return None
+            return Row(base, base, n_layers, len(run), read)
         first_layer = min(layer for layer, _ in active)
-        first = min(position for _, position in active)
+        first = 0
+        if self._anatomy.reach == "positions":
+            first = min(position for _, position in active)
         edits: dict[Place, list[Edit]] = defaultdict(list)
-        for edit in run.edits:
-            kept = tuple(p for p in edit.site.positions if p >= first)
-            if edit in base.edits or self._joins(edit) < first_layer or not kept:
+        for edit in own:
+            kept = tuple(p for p in edit.site.positions or everywhere if p >= first)
+            if not kept or self._joins(edit) < first_layer:
                 continue
-            edits[edit.site.component, edit.site.layer].append(
-                replace(edit, site=replace(edit.site, positions=kept))
-            )
-        return _Row(run, base, first_layer, first, edits)
+            cut = replace(edit.site, positions=kept)
+            read_at = edit.read
+            if edit.read is not None and len(kept) < len(edit.site.positions or everywhere):
+                where = edit.site.positions or everywhere
+                reads = edit.read.positions or everywhere
+                read_at = replace(
+                    edit.read,
+                    positions=tuple(r for p, r in zip(where, reads, strict=True) if p >= first),
+                )
+            edits[self._sites.place(edit.site)].append(replace(edit, site=cut, read=read_at))
+        return Row(run, base, first_layer, first, read, edits)
 
     def _joins(self, edit: Edit) -> int:
         """The layer at which a row with this edit must have joined.
 
-        A block's output is the next block's input, so that the block itself need not run.
+        A block's output is the next block's input, so that the block itself need not run,
+        unless rows start at layers only or the edit reads the block's input.
         """
-        component, layer = edit.site.component, edit.site.layer
-        find_module(self._model, self._family, (component, layer))
-        return layer + 1 if component == "block_output" else layer
+        layer = self._layer(edit.site)
+        assert layer is not None
+        self._sites.place(edit.site)
+        enters = edit.site.component == "block_output" and self._anatomy.reach == "positions"
+        return layer + 1 if enters and not edit.intervention.reads_input else layer
 
-    def _walk(
-        self, rows: Sequence[_Row], keep: int, capture: Collection[Place] = ()
-    ) -> tuple[Tensor, dict[Place, Tensor]]:
-        """One pass through the blocks for all rows.
+    def _is_hold(self, edit: Edit, position: int, base: Run) -> bool:
+        """Whether an edit writes what the base has there: it matters only after another edit.
 
-        Returns:
-            Logits `[row, keep, vocab]` in the order of `rows`; at each captured place the
-            states `[row, position from the first on, width]` (for a single row).
+        In a causal model source and base agree before the first token or edit in which they
+        differ.
         """
-        order = sorted(range(len(rows)), key=lambda i: rows[i].layer)
-        walk = [rows[i] for i in order]
-        start = min(row.position for row in walk)
-        length = max(len(row.run.ids) for row in walk) - start
-        joining: dict[int, list[_Row]] = defaultdict(list)
-        for row in walk:
-            joining[row.layer].append(row)
-        captured: dict[Place, Tensor] = {}
+        source = edit.source
+        same = edit.read is None or edit.read == edit.site
+        if not isinstance(edit.intervention, Vanilla) or source is None or not same:
+            return False
+        if source == base:
+            return True
+        if self._anatomy.family is None or not self._anatomy.family.causal:
+            return False
+        ids, others = base.ids, source.ids
+        if isinstance(ids, Inputs) or isinstance(others, Inputs) or len(others) <= position:
+            return False
+        if others[: position + 1] != ids[: position + 1]:
+            return False
+        different = set(source.edits) ^ set(base.edits)
+        return all(e.site.positions and position < min(e.site.positions) for e in different)
 
-        def passing(place: Place, value: Tensor) -> Tensor:
-            here = [(i, row.edits[place]) for i, row in enumerate(walk) if place in row.edits]
-            if here:
-                value = self._edit(value, here, start)
-            if place in capture:
-                captured[place] = value
-            return value
+    def _prepare(self, runs: Sequence[Run]) -> None:
+        """Sources and bases of these runs; the reference reads its sources where it restarts."""
+        wanted = self._sites.wanted_by(runs)
+        self._need(wanted)
+        self._need_bases(runs)
+        self._reference.keep({key: self._states[key] for key in _keys(wanted)})
 
-        def entering(layer: int) -> Visit:
-            def visit(value: Tensor) -> Tensor:
-                value = self._joined(value, joining[layer], layer, start, length, first=first)
-                return passing(("block_input", layer), passing(("block_output", layer - 1), value))
+    def _walked(
+        self,
+        rows: Sequence[Row],
+        tokens: Sequence[int] | None,
+        capture: Collection[Place] = (),
+    ) -> Iterator[tuple[Row, Tensor, dict[Place, Tensor]]]:
+        """Each row with its logits and the states at the places that it passed."""
+        for some in self._cut(rows, tokens):
+            yield from zip(some, *self._halving(some, tokens, capture), strict=True)
 
-            return visit
-
-        def inside(place: Place) -> Visit:
-            return lambda value: passing(place, value)
-
-        def leaving(value: Tensor) -> Tensor:
-            # Only what is read goes on, in a shape that the model's head expects.
-            value = entering(self._n_layers)(value)
-            flat = self._read(value, walk, keep, start).flatten(0, 1)
-            whole = nn.functional.pad(flat, (0, 0, 0, -len(flat) % length))
-            return whole.reshape(-1, length, flat.shape[-1])
-
-        first = walk[0].layer
-        visits: dict[Place, Visit] = {
-            ("block_input", i): entering(i) for i in range(first, self._n_layers)
-        }
-        places = {place for row in walk for place in row.edits} | set(capture)
-        for place in sorted(places):
-            if place[0] not in ("block_input", "block_output"):
-                visits[place] = inside(place)
-        visits["block_output", self._n_layers - 1] = leaving
-        device = device_of(self._model)
-        stream = self._bases[walk[0].base].inputs[0]
-        with self._skipping(first), visiting(self._model, self._family, visits):
-            out: Tensor = self._model(
-                inputs_embeds=stream.new_zeros(1, length, stream.shape[-1]),
-                position_ids=torch.arange(start, start + length, device=device)[None],
-                past_key_values=self._prefix(walk, start),
-                use_cache=True,
-            ).logits
-        logits = out.flatten(0, 1)[: len(walk) * keep].reshape(len(walk), keep, -1)
-        check_finite(logits)
-        back = torch.empty(len(rows), dtype=torch.long)
-        back[torch.tensor(order)] = torch.arange(len(rows))
-        return logits[back.to(logits.device)], captured
-
-    def _joined(
-        self, value: Tensor, joining: list[_Row], layer: int, start: int, length: int, *, first: int
-    ) -> Tensor:
-        """The rows that were there, and behind them those that join at this layer."""
-        new = [_padded(self._bases[row.base].inputs[layer][start:], length) for row in joining]
-        # Before the first row joins, what passes is the dummy.
-        there = [] if layer == first else [value]
-        return torch.cat([*there, torch.stack(new)]) if new else value
-
-    def _edit(self, value: Tensor, edits: list[tuple[int, list[Edit]]], start: int) -> Tensor:
-        """`value` with the rows' edits made; the swaps, if they are all there is, at once."""
-        value = value.clone()
-        if all(len(of_row) == 1 for _, of_row in edits) and all(
-            isinstance(of_row[0].intervention, Vanilla) for _, of_row in edits
-        ):
-            rows = [i for i, [edit] in edits for _ in edit.site.positions]
-            positions = [p - start for _, [edit] in edits for p in edit.site.positions]
-            sources = torch.cat([self._source(edit) for _, [edit] in edits])
-            value[rows, positions] = sources.to(value.device)
-            return value
-        for i, of_row in edits:
-            for edit in of_row:
-                at = torch.tensor([p - start for p in edit.site.positions], device=value.device)
-                source = None if edit.source is None else self._source(edit).to(value.device)
-                value[i, at] = edit.intervention.apply(value[i, at], source)
-        return value
-
-    def _source(self, edit: Edit) -> Tensor:
-        assert edit.source is not None
-        state = self._states[edit.source, (edit.site.component, edit.site.layer)]
-        return state[list(edit.site.positions)]
-
-    def _read(self, value: Tensor, walk: list[_Row], keep: int, start: int) -> Tensor:
-        """The last block's output `[row, keep, d_model]` at each row's last positions."""
-        ends = torch.tensor([len(row.run.ids) for row in walk], device=value.device)
-        at = ends[:, None] - keep + torch.arange(keep, device=value.device)
-        rows = torch.arange(len(walk), device=value.device)[:, None]
-        read = value[rows, (at - start).clamp(min=0)]
-        for i, position in (at < start).nonzero().tolist():
-            # Read, but before anything changed.
-            read[i, position] = self._bases[walk[i].base].inputs[-1][int(at[i, position])]
-        return read
-
-    def _prefix(self, walk: list[_Row], start: int) -> Cache:
-        bases = list(dict.fromkeys(row.base for row in walk))
-        numbers = {base: i for i, base in enumerate(bases)}
-        device = device_of(self._model)
-        which = torch.tensor([numbers[row.base] for row in walk], device=device)
-        kept = [self._bases[base] for base in bases]
-        return Cache(
-            layers=[
-                Prefix(
-                    torch.stack([base.keys[i][:, :start] for base in kept]),
-                    torch.stack([base.values[i][:, :start] for base in kept]),
-                    which,
-                )
-                for i in range(self._n_layers)
-            ]
-        )
-
-    @contextlib.contextmanager
-    def _skipping(self, first: int) -> Iterator[None]:
-        """Blocks before `first` pass the dummy row on, untouched."""
-        blocks = [
-            find_module(self._model, self._family, ("block_input", i))[0] for i in range(first)
-        ]
-        before = [vars(block).get("forward") for block in blocks]
-
-        def passing(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
-            return hidden_states
-
+    def _halving(
+        self, rows: list[Row], tokens: Sequence[int] | None, capture: Collection[Place]
+    ) -> tuple[list[Tensor], list[dict[Place, Tensor]]]:
+        """One walk, or two of half as many rows where memory does not suffice."""
         try:
-            for block in blocks:
-                block.forward = passing
-            yield
-        finally:
-            for block, old in zip(blocks, before, strict=True):
-                del block.forward
-                if old is not None:
-                    block.forward = old
+            if self._anatomy.reach == "positions":
+                walk = Walk(
+                    self._model,
+                    self._sites,
+                    rows,
+                    self._bases,
+                    self._lengths,
+                    self._source,
+                    in_tuple=self._in_tuple,
+                )
+                return walk.run(tokens, capture)
+            return self._restart(rows, tokens, capture)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if len(rows) == 1 or not is_out_of_memory(error):
+                raise
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        middle = len(rows) // 2
+        first = self._halving(rows[:middle], tokens, capture)
+        second = self._halving(rows[middle:], tokens, capture)
+        return first[0] + second[0], first[1] + second[1]
+
+    def _restart(
+        self, rows: list[Row], tokens: Sequence[int] | None, capture: Collection[Place]
+    ) -> tuple[list[Tensor], list[dict[Place, Tensor]]]:
+        """Whole rows of one length, from the first layer at which one of them differs."""
+        layer = rows[0].layer
+        inputs = torch.stack([self._bases[row.base].inputs[layer] for row in rows])
+        start = Start(layer, inputs, self._in_tuple)
+        # A run's edits before the blocks have had their effect in its base.
+        runs = [
+            Run(row.run.ids, tuple(e for e in row.run.edits if e not in row.base.edits))
+            for row in rows
+        ]
+        seen = [place for place in capture if _layer_of(place, self._anatomy) >= layer]
+        read = sorted(set().union(*(row.read for row in rows)))
+        logits, states = self._reference.forward(runs, read, seen, start)
+        found = [
+            one[[read.index(p) for p in row.read]] for one, row in zip(logits, rows, strict=True)
+        ]
+        if tokens is not None:
+            found = [one[..., list(tokens)] for one in found]
+        return found, [{p: s[i] for p, s in states.items()} for i in range(len(rows))]
+
+    def _cut(self, rows: Sequence[Row], tokens: Sequence[int] | None) -> Iterator[list[Row]]:
+        """Rows that go together: of like first layers, within the budget."""
+        ordered = sorted(rows, key=lambda row: row.layer)
+        if self._anatomy.reach != "positions":
+            groups = defaultdict(list)
+            for row in ordered:
+                groups[len(row.run)].append(row)
+            for group in groups.values():
+                size = max(1, self._max_tokens // len(group[0].run))
+                yield from (group[i : i + size] for i in range(0, len(group), size))
+            return
+        facts = self._anatomy.facts
+        width = len(tokens) if tokens is not None else facts.vocab_size if facts else 1
+        some: list[Row] = []
+        n_tokens = n_logits = 0
+        for row in ordered:
+            more = len(row.read) * width
+            full = n_tokens + row.n_tokens > self._max_tokens or n_logits + more > _LOGITS
+            if some and full:
+                yield some
+                some, n_tokens, n_logits = [], 0, 0
+            some.append(row)
+            n_tokens += row.n_tokens
+            n_logits += more
+        if some:
+            yield some
 
 
-def _length(run: Run) -> int:
-    return len(run.ids)
+def _recording(kept: dict[str, Any]) -> Any:
+    """A hook that keeps a block's arguments by position, of the first row."""
+
+    def first(value: Any) -> Any:
+        return tuple(map(first, value)) if isinstance(value, tuple) else value[0]
+
+    def record(_module: nn.Module, _args: Any, kwargs: Mapping[str, Any]) -> None:
+        for name in BY_POSITION:
+            if kwargs.get(name) is not None:
+                kept[name] = first(kwargs[name])
+
+    return record
 
 
-def _base(run: Run) -> Run:
-    """The run with only its edits of the embeddings."""
-    edits = tuple(edit for edit in run.edits if edit.site.component == TOKEN_EMBEDDING)
-    return run if len(edits) == len(run.edits) else Run(run.ids, edits)
+def _layer_of(place: Place, anatomy: Anatomy) -> int:
+    """The block in which a place stands; -1 before the blocks, their number after them."""
+    side = f"{place.path}.{place.side}"
+    layer = anatomy.layer_of(side, 0)
+    if layer is None:
+        after = {
+            anatomy.place(name, 0)
+            for name in ("final_norm", "logits")
+            if name in anatomy.components
+        }
+        return anatomy.n_layers if place in after else -1
+    return layer
 
 
-def _is_hold(edit: Edit, position: int, base: Run) -> bool:
-    """Whether an edit writes what the base has there: it matters only after another edit.
-
-    Source and base agree before the first token or edit in which they differ.
-    """
-    if not isinstance(edit.intervention, Vanilla) or edit.source is None:
-        return False
-    source = edit.source
-    if source == base:
-        return True
-    if len(source.ids) <= position or source.ids[: position + 1] != base.ids[: position + 1]:
-        return False
-    different = set(source.edits) ^ set(base.edits)
-    return all(position < min(e.site.positions) for e in different)
+def _keys(wanted: Mapping[Run, Collection[Place]]) -> Iterator[tuple[Run, Place]]:
+    return ((run, place) for run, places in wanted.items() for place in places)
 
 
-def _padded(state: Tensor, length: int) -> Tensor:
-    return (
-        nn.functional.pad(state, (0, 0, 0, length - len(state))) if len(state) < length else state
-    )
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on a GPU or on the CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)

@@ -12,39 +12,43 @@ from interv.models.families import BY_MODEL_TYPE, Family
 _NAMES: dict[str, tuple[str, ...]] = {
     "n_layers": ("num_hidden_layers", "n_layer", "num_layers", "n_layers"),
     "n_heads": ("num_attention_heads", "n_head", "num_heads", "n_heads"),
+    "n_kv_heads": ("num_key_value_heads", "num_kv_heads"),
     "d_model": ("hidden_size", "n_embd", "d_model"),
-    "n_positions": ("max_position_embeddings", "n_positions", "n_ctx"),
+    "d_head": ("head_dim",),
+    "d_mlp": ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size"),
+    "n_positions": ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"),
     "vocab_size": ("vocab_size",),
 }
+_NEEDED = ("n_layers", "d_model", "vocab_size")
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """Shape of a model, read from its config alone."""
+    """Shape of a model, read from its config alone.
+
+    Attributes:
+        n_heads: query heads; 0 where there is no attention.
+        n_kv_heads: key and value heads.
+        d_head: columns of a head; `n_heads · d_head` need not be `d_model`.
+        d_mlp: neurons of one layer's MLP.
+        n_positions: the longest input; None where there is no such limit.
+    """
 
     model_type: str
     n_layers: int
     n_heads: int
+    n_kv_heads: int
     d_model: int
-    n_positions: int
-    vocab_size: int
+    d_head: int
     d_mlp: int
+    n_positions: int | None
+    vocab_size: int
     n_params: int | None = None
 
     @property
-    def family(self) -> Family:
-        """Where this model's components stand.
-
-        Raises:
-            ModelError: the model is of a family that is not known.
-        """
-        try:
-            return BY_MODEL_TYPE[self.model_type]
-        except KeyError:
-            known = ", ".join(sorted(BY_MODEL_TYPE))
-            raise ModelError(
-                f"models of type '{self.model_type}' are not known; known types: {known}"
-            ) from None
+    def family(self) -> Family | None:
+        """Its row of the table; None for types that are not in it."""
+        return BY_MODEL_TYPE.get(self.model_type)
 
 
 def read_facts(config: Mapping[str, Any], source: str, n_params: int | None = None) -> ModelFacts:
@@ -53,17 +57,34 @@ def read_facts(config: Mapping[str, Any], source: str, n_params: int | None = No
     Raises:
         ModelError: a field that every language model has is not there.
     """
-    values: dict[str, int] = {}
-    for field, names in _NAMES.items():
-        found = [config[name] for name in names if isinstance(config.get(name), int)]
-        if not found:
-            raise ModelError(f"{source}: none of {', '.join(names)} is given as a number")
-        if isinstance(found[0], bool) or found[0] < 1:
-            raise ModelError(f"{source}: {field} is {found[0]}; expected 1 or more")
-        values[field] = found[0]
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise ModelError(f"{source}: model_type is missing")
-    widths = [config[n] for n in ("intermediate_size", "n_inner") if config.get(n)]
-    d_mlp = widths[0] if widths else 4 * values["d_model"]
-    return ModelFacts(model_type=model_type, d_mlp=d_mlp, n_params=n_params, **values)
+    inner = config.get("text_config")
+    family = BY_MODEL_TYPE.get(model_type)
+    known = {
+        **(family.defaults if family else {}),
+        **{k: v for k, v in config.items() if v is not None},
+        **(inner if isinstance(inner, dict) else {}),
+    }
+    values: dict[str, int] = {}
+    for field, names in _NAMES.items():
+        found = [known[name] for name in names if isinstance(known.get(name), int)]
+        if found and (isinstance(found[0], bool) or found[0] < 1):
+            raise ModelError(f"{source}: {field} is {found[0]}; expected 1 or more")
+        if found:
+            values[field] = found[0]
+        elif field in _NEEDED:
+            raise ModelError(f"{source}: none of {', '.join(names)} is given as a number")
+    n_heads = values.setdefault("n_heads", 0)
+    if model_type == "falcon" and not known.get("new_decoder_architecture", False):
+        values["n_kv_heads"] = 1 if known.get("multi_query", True) else n_heads
+    values.setdefault("n_kv_heads", n_heads)
+    values.setdefault("d_head", values["d_model"] // n_heads if n_heads else 0)
+    values.setdefault("d_mlp", 4 * values["d_model"])
+    return ModelFacts(
+        model_type=model_type,
+        n_positions=values.pop("n_positions", None),
+        n_params=n_params,
+        **values,
+    )

@@ -10,8 +10,8 @@ from interv.spec.schema import ModelSection
 _TEXT = (".json", ".txt", ".jinja", ".model")
 
 
-def fetch(section: ModelSection) -> None:
-    """Bring config, tokenizer and weights of a hub model into the hub's cache.
+def fetch(section: ModelSection, *, weights: bool = True) -> None:
+    """Bring config, tokenizer and, unless told not to, weights of a hub model into its cache.
 
     Pickled weights are taken only where there are no safetensors.
 
@@ -27,9 +27,10 @@ def fetch(section: ModelSection) -> None:
     name, revision = section.name, section.revision
     try:
         names = [n for n in HfApi().list_repo_files(name, revision=revision) if "/" not in n]
-        weights = [n for n in names if n.endswith(".safetensors")]
-        weights = weights or [n for n in names if n.endswith(".bin")]
-        wanted = [n for n in names if n.endswith(_TEXT)] + weights
+        wanted = [n for n in names if n.endswith(_TEXT)]
+        if weights:
+            tensors = [n for n in names if n.endswith(".safetensors")]
+            wanted += tensors or [n for n in names if n.endswith(".bin")]
         snapshot_download(name, revision=revision, allow_patterns=wanted)
     except failures as error:
         first = str(error).strip().splitlines() or [type(error).__name__]

@@ -42,6 +42,8 @@ def unpack(path: Path, sha256: str) -> Path:
             "model_type": architecture,
             "num_hidden_layers": value(f"{architecture}.block_count"),
             "num_attention_heads": value(f"{architecture}.attention.head_count"),
+            "num_key_value_heads": value(f"{architecture}.attention.head_count_kv"),
+            "head_dim": value(f"{architecture}.attention.key_length"),
             "hidden_size": value(f"{architecture}.embedding_length"),
             "intermediate_size": value(f"{architecture}.feed_forward_length"),
             "max_position_embeddings": value(f"{architecture}.context_length"),
@@ -54,7 +56,7 @@ def unpack(path: Path, sha256: str) -> Path:
         config["tokenizer_absent"] = _tokenizer(path, folder, tokens, value)
         (folder / "config.json").write_text(json.dumps(config))
 
-    return cached(f"gguf/{sha256[:16]}-tokens-2", build)
+    return cached(f"gguf/{sha256[:16]}-tokens-3", build)
 
 
 def _tokenizer(

@@ -1,18 +1,37 @@
 """What will be computed: cells, their ids, packs and cost. Pure, and without torch."""
 
+from typing import cast
+
 from interv.plan.cells import Cell, Label, Plan
-from interv.plan.cost import Cost, estimate
+from interv.plan.collect import CollectPlan, make_collect_plan
+from interv.plan.cost import Cost, estimate, max_tokens
 from interv.plan.packs import ExecutorName, Pack, make_packs
 from interv.plan.trace import make_plan
+from interv.spec import CollectSpec, LoadedSpec, Spec, TraceSpec
 
 __all__ = [
     "Cell",
+    "CollectPlan",
     "Cost",
     "ExecutorName",
     "Label",
     "Pack",
     "Plan",
+    "check",
     "estimate",
+    "make_collect_plan",
     "make_packs",
     "make_plan",
+    "max_tokens",
 ]
+
+
+def check(loaded: LoadedSpec[Spec]) -> Plan | CollectPlan:
+    """Check a spec of any kind against its model's config and tokenizer.
+
+    Raises:
+        SpecError: all that is wrong with it.
+    """
+    if isinstance(loaded.spec, CollectSpec):
+        return make_collect_plan(cast(LoadedSpec[CollectSpec], loaded))
+    return make_plan(cast(LoadedSpec[TraceSpec], loaded), only_check=True)

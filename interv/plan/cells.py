@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from interv.models import ModelFacts, ModelFiles
+from interv.models.families import Reach
 from interv.spec import LoadedSpec
 from interv.spec.schema import TraceSpec
 from interv.task import Prompt
@@ -54,7 +55,7 @@ class Plan:
         unchecked: what could not be checked, and why.
     """
 
-    loaded: LoadedSpec
+    loaded: LoadedSpec[TraceSpec]
     files: ModelFiles
     facts: ModelFacts | None
     prompts: dict[int, Prompt]
@@ -69,6 +70,12 @@ class Plan:
     @property
     def spec(self) -> TraceSpec:
         return self.loaded.spec
+
+    @property
+    def reach(self) -> Reach:
+        """Where the suffix executor can start a row of this model."""
+        family = self.facts.family if self.facts else None
+        return family.reach if family else "positions"
 
     @property
     def executor(self) -> Literal["reference", "suffix"]:

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from interv.errors import Problem, nearest
 from interv.models import ModelFacts
+from interv.models.anatomy import Anatomy
 from interv.spec import LoadedSpec, axes
-from interv.spec.schema import TraceGrid
+from interv.spec.schema import TraceGrid, TraceSpec
 from interv.task import Prompt
 
 
 def check_grid(
-    loaded: LoadedSpec, i: int, grid: TraceGrid, facts: ModelFacts | None
+    loaded: LoadedSpec[TraceSpec],
+    i: int,
+    grid: TraceGrid,
+    facts: ModelFacts | None,
+    config: Mapping[str, Any],
 ) -> Iterator[Problem]:
     """Layers that the model has, components that its family has."""
     if facts is not None:
-        family = facts.family
+        anatomy = Anatomy(facts.family, facts, config)
         for j, component in enumerate([*grid.component, *([grid.sever] if grid.sever else [])]):
-            if component not in family.components:
-                have = list(family.components)
-                message = f"{family.name} models have no {component}"
+            if facts.family is not None and component not in anatomy.components:
+                have = [name for name in anatomy.components if anatomy.has_layers(name)]
+                note = f" ({facts.family.note})" if facts.family.note else ""
+                message = f"{facts.family.name} models have no {component}{note}"
                 near = nearest(component, have)
                 at = ("grid", i, "component", j)
                 yield loaded.problem(at, message, ", ".join(have), near)
@@ -40,12 +47,12 @@ def check_grid(
 
 
 def check_prompts(
-    loaded: LoadedSpec, prompts: list[Prompt], facts: ModelFacts
+    loaded: LoadedSpec[TraceSpec], prompts: list[Prompt], facts: ModelFacts
 ) -> Iterator[Problem]:
     """Lengths that the model can take, positions that every prompt has."""
     for prompt in prompts:
         length = len(prompt.ids) + len(prompt.answer_ids) - 1
-        if length > facts.n_positions:
+        if facts.n_positions is not None and length > facts.n_positions:
             message = f"prompt {prompt.index} has {length} tokens"
             yield loaded.problem(("data",), message, f"at most {facts.n_positions}, the model's")
         texts = (prompt.ids, prompt.answer_ids, prompt.subject_ids, prompt.corrupted_ids or ())
@@ -64,7 +71,7 @@ def check_prompts(
                     yield loaded.problem(("grid", i, "positions"), message, error.expected)
 
 
-def check_metrics(loaded: LoadedSpec, prompts: list[Prompt]) -> Iterator[Problem]:
+def check_metrics(loaded: LoadedSpec[TraceSpec], prompts: list[Prompt]) -> Iterator[Problem]:
     """Metrics that are defined for the answers at hand."""
     several = [p for p in prompts if len(p.answer_ids) > 1]
     for i, metric in enumerate(loaded.spec.metric):

@@ -8,7 +8,7 @@ from interv.errors import Problem, nearest
 from interv.plan.cells import Label
 from interv.spec import LoadedSpec
 from interv.spec.load import COMMAND_LINE
-from interv.spec.schema import Claim
+from interv.spec.schema import Claim, TraceSpec
 from interv.task import Prompt
 
 COLUMNS = ("component", "layer", "window", "severed", "pos", "token", "role", "metric")
@@ -30,7 +30,7 @@ def conditions(claim: Claim, metrics: Sequence[str]) -> dict[str, str | int | No
     return {"metric": metrics[0], "severed": None, **claim.where}
 
 
-def grid_replaced(loaded: LoadedSpec) -> bool:
+def grid_replaced(loaded: LoadedSpec[TraceSpec]) -> bool:
     """Whether the command line changed the grid, so that claims may lie outside it."""
     return any(
         path[:1] == ("grid",) and mark.source == COMMAND_LINE
@@ -39,7 +39,7 @@ def grid_replaced(loaded: LoadedSpec) -> bool:
 
 
 def check_claims(
-    loaded: LoadedSpec, prompts: Sequence[Prompt], labels: Sequence[Label]
+    loaded: LoadedSpec[TraceSpec], prompts: Sequence[Prompt], labels: Sequence[Label]
 ) -> Iterator[Problem]:
     """Problems of claims whose `where` names an unknown column, no place, or too many.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Container
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,7 +11,10 @@ from interv.models import ModelFacts
 from interv.plan.cells import Plan
 from interv.plan.packs import make_packs
 
-_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+_SHARE = 4  # of the memory that is free, what a run may take for its activations
+_CPU_TOKENS = 2048  # wider forwards are no faster on a CPU, and lose more when killed
+_GPU_TOKENS = 32768
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,8 @@ def estimate(plan: Plan, done: Container[str] = ()) -> Cost:
     """Count; `done` holds the ids of points that need not be computed again."""
     facts, draws = plan.facts, plan.draws
     layers = facts.n_layers if facts else 0
-    packs = make_packs(plan, plan.executor, done)
+    tokens = max_tokens(plan) if facts else 0
+    packs = make_packs(plan, plan.executor, tokens, elsewhere=done)
     pending = [cell for pack in packs for cell in pack.cells]
     started = {cell.prompt for cell in pending}
     # Clean once for its value and once for its states; corrupted likewise where it is held.
@@ -63,18 +68,48 @@ def estimate(plan: Plan, done: Container[str] = ()) -> Cost:
         forwards=len(packs),
         block_tokens=sum(pack.block_tokens for pack in packs) + layers * extra,
         naive_block_tokens=layers * naive,
-        memory_bytes=_memory(plan, facts),
+        memory_bytes=_memory(plan, facts, tokens),
     )
 
 
-def _memory(plan: Plan, facts: ModelFacts | None) -> int | None:
+def max_tokens(plan: Plan, free_gpu_bytes: int | None = None) -> int:
+    """Tokens that go through a block together.
+
+    As the spec has it, or as many as `run.memory`, or a quarter of the memory that is free,
+    holds the activations of; no more than is of use.
+
+    Args:
+        plan: with a model whose shape is known.
+        free_gpu_bytes: what is free on the GPU that computes; None: a CPU computes.
+    """
+    run = plan.spec.run
+    if run.max_tokens is not None:
+        return run.max_tokens
+    assert plan.facts is not None
+    free = free_cpu_bytes() if free_gpu_bytes is None else free_gpu_bytes
+    budget = run.memory_bytes if run.memory_bytes is not None else free // _SHARE
+    most = _CPU_TOKENS if free_gpu_bytes is None else _GPU_TOKENS
+    # Half for the activations, half for the logits and what is kept of sources and bases.
+    return max(1, min(most, budget // (2 * token_bytes(plan.facts, plan.spec.model.dtype))))
+
+
+def token_bytes(facts: ModelFacts, dtype: str) -> int:
+    """Bytes of one token's activations at the widest place of a block."""
+    heads = 3 * (facts.n_heads + 2 * facts.n_kv_heads) * facts.d_head
+    return (6 * facts.d_model + 3 * facts.d_mlp + heads) * BYTES[dtype]
+
+
+def free_cpu_bytes() -> int:
+    """Memory that this machine could give a process now."""
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _memory(plan: Plan, facts: ModelFacts | None, tokens: int) -> int | None:
     if facts is None or facts.n_params is None or not plan.cells:
         return None
-    size = _BYTES[plan.spec.model.dtype]
+    size = BYTES[plan.spec.model.dtype]
     longest = max(plan.tokens(p) for p in plan.prompts)
-    tokens = max(plan.spec.run.max_tokens, plan.draws * longest)
-    # At the widest place a block holds the stream, two norms' outputs, and the MLP twice.
-    activations = tokens * (4 * facts.d_model + 3 * facts.d_mlp) * size
+    activations = max(tokens, plan.draws * longest) * token_bytes(facts, plan.spec.model.dtype)
     answers = max(len(p.answer_ids) for p in plan.prompts.values())
     # Logits once in the model's numbers, twice in float64 for the softmax.
     logits = tokens // longest * answers * facts.vocab_size * (size + 16)

@@ -7,20 +7,20 @@ import json
 import re
 from collections.abc import Iterator
 
-from interv.errors import ModelError, SpecError
+from interv.errors import ModelError, Problem, SpecError
 from interv.models import ModelFacts, ModelFiles, locate
 from interv.models.cache import text_hash
 from interv.plan.cells import Cell, Label, Plan
 from interv.plan.checks import check_grid, check_metrics, check_prompts
 from interv.plan.claims import check_claims
-from interv.spec import LoadedSpec, axes
+from interv.spec import LoadedSpec, Spec, axes
 from interv.spec.schema import ROLES, NoiseCorruption, TraceGrid, TraceSpec
 from interv.task import Prompt, read_prompts
 
 _VERSION = 1  # of what a cell's id means; a change makes earlier results strangers
 
 
-def make_plan(loaded: LoadedSpec, *, only_check: bool = False) -> Plan:
+def make_plan(loaded: LoadedSpec[TraceSpec], *, only_check: bool = False) -> Plan:
     """Check the spec against its model's config and tokenizer, and expand it.
 
     Args:
@@ -34,14 +34,13 @@ def make_plan(loaded: LoadedSpec, *, only_check: bool = False) -> Plan:
     spec = loaded.spec
     try:
         files = locate(spec.model, spec.seed)
-        if files.facts:
-            _ = files.facts.family
     except ModelError as error:
-        # The message begins with the field that it is about, where it is about one.
-        field = re.match(r"model\.(\w+):", str(error))
-        at = ("model", field[1]) if field else ("model",)
-        raise SpecError([loaded.problem(at, str(error))]) from None
-    problems = [p for i, g in enumerate(spec.grid) for p in check_grid(loaded, i, g, files.facts)]
+        raise SpecError([model_problem(loaded, error)]) from None
+    problems = [
+        p
+        for i, g in enumerate(spec.grid)
+        for p in check_grid(loaded, i, g, files.facts, files.config or {})
+    ]
     prompts: list[Prompt] = []
     if files.tokenizer:
         prompts, more = read_prompts(loaded, files.tokenizer)
@@ -69,8 +68,22 @@ def make_plan(loaded: LoadedSpec, *, only_check: bool = False) -> Plan:
         draw_seeds=seeds,
         baselines={p: _digest(key, "baseline") for p, key in keys.items()},
         identity=_identity(spec, files, list(keys.values())),
-        unchecked=files.absent,
+        unchecked=(*files.absent, *unknown_components(files)),
     )
+
+
+def model_problem(loaded: LoadedSpec[Spec], error: ModelError) -> Problem:
+    """What is wrong with a spec's model, at the field that the message begins with."""
+    field = re.match(r"model\.(\w+):", str(error))
+    return loaded.problem(("model", field[1]) if field else ("model",), str(error))
+
+
+def unknown_components(files: ModelFiles) -> list[str]:
+    """What cannot be checked of a model whose type is not in the table."""
+    if files.facts is None or files.facts.family is not None:
+        return []
+    kind = files.facts.model_type
+    return [f"components: models of type '{kind}' are recognised once they are loaded"]
 
 
 def window_layers(centre: int, window: int, n_layers: int) -> tuple[int, ...]:
@@ -84,7 +97,7 @@ def window_layers(centre: int, window: int, n_layers: int) -> tuple[int, ...]:
 
 
 def _labels(
-    loaded: LoadedSpec, prompts: list[Prompt], keys: dict[int, str], facts: ModelFacts
+    loaded: LoadedSpec[TraceSpec], prompts: list[Prompt], keys: dict[int, str], facts: ModelFacts
 ) -> list[Label]:
     found: dict[tuple[object, ...], Label] = {}
     for prompt in prompts:

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 
 from interv.plan import Label, Plan
-from interv.run.journal import Journal, Record
-from interv.run.trace import wanted_prompts
+from interv.runner.journal import Journal, Record
+from interv.runner.trace import wanted_prompts
 
 Values = np.ndarray
 _RESAMPLES = 2000

@@ -9,15 +9,17 @@ from typing import Any
 
 import pandas as pd
 
-from interv import __version__
 from interv.plan import Plan
 from interv.plan.claims import grid_replaced
+from interv.plan.collect import CollectPlan
 from interv.report.claims import Verdict, check_claims
 from interv.report.figures import draw
 from interv.report.tables import prompts_table, results_table, summary_table, to_csv
-from interv.run.folder import write_atomically
-from interv.run.journal import Journal
-from interv.run.record import provenance
+from interv.runner.folder import write_atomically
+from interv.runner.journal import JOURNAL, Journal, read
+from interv.runner.record import provenance
+from interv.spec import LoadedSpec, Spec
+from interv.version import __version__
 
 RECORD = "run.json"
 
@@ -33,10 +35,10 @@ class Report:
     verdicts: list[Verdict]
 
 
-def write_start(plan: Plan, folder: Path) -> None:
+def write_start(loaded: LoadedSpec[Spec], folder: Path) -> None:
     """What was asked, before anything is computed."""
-    write_atomically(folder / "spec.yaml", plan.loaded.document.text)
-    write_atomically(folder / "resolved.yaml", plan.loaded.resolved_yaml())
+    write_atomically(folder / "spec.yaml", loaded.document.text)
+    write_atomically(folder / "resolved.yaml", loaded.resolved_yaml())
 
 
 def write_report(plan: Plan, journal: Journal, folder: Path, record: dict[str, Any]) -> Report:
@@ -69,14 +71,41 @@ def write_report(plan: Plan, journal: Journal, folder: Path, record: dict[str, A
 def _write_record(
     plan: Plan, journal: Journal, folder: Path, record: dict[str, Any], prompts: pd.DataFrame
 ) -> None:
-    tokenizer = plan.files.tokenizer
-    assert tokenizer is not None
-    model = plan.spec.model
-    bos = tokenizer.adds_bos if model.prepend_bos is None else model.prepend_bos
-    before: list[Any] = []
-    if (folder / RECORD).is_file():
-        before = json.loads((folder / RECORD).read_text("utf-8"))["sessions"]
     document = {
+        **_asked(plan),
+        "draw_seeds": plan.draw_seeds,
+        "points": len(plan.cells),
+        "points_from_other_runs": len(journal.adopted),
+        "prompts": len(prompts),
+        "prompts_traced": int(prompts["traced"].sum()),
+        "environment": journal.environment,
+        **journal.notes,
+        "sessions": _sessions(folder, record),
+    }
+    write_atomically(folder / RECORD, json.dumps(document, indent=1) + "\n")
+
+
+def write_collect_record(plan: CollectPlan, folder: Path, record: dict[str, Any]) -> None:
+    """The run record of `interv collect`."""
+    journal = read(folder / JOURNAL)
+    assert journal is not None
+    document = {
+        **_asked(plan),
+        "prompts": len(plan.texts),
+        "rows": plan.n_rows,
+        "tensors": [wanted.name for wanted in plan.wanted],
+        "environment": journal.environment,
+        "sessions": _sessions(folder, record),
+    }
+    write_atomically(folder / RECORD, json.dumps(document, indent=1) + "\n")
+
+
+def _asked(plan: Plan | CollectPlan) -> dict[str, Any]:
+    """What was asked of which model."""
+    tokenizer, model = plan.files.tokenizer, plan.spec.model
+    assert tokenizer is not None
+    bos = tokenizer.adds_bos if model.prepend_bos is None else model.prepend_bos
+    return {
         "interv": __version__,
         "kind": plan.spec.kind,
         "identity": plan.identity,
@@ -90,14 +119,12 @@ def _write_record(
             "chat_template": model.chat_template,
         },
         "seed": plan.spec.seed,
-        "draw_seeds": plan.draw_seeds,
-        "points": len(plan.cells),
-        "points_from_other_runs": len(journal.adopted),
-        "prompts": len(prompts),
-        "prompts_traced": int(prompts["traced"].sum()),
-        "environment": journal.environment,
-        **journal.notes,
-        # Each time the command computed something for this folder.
-        "sessions": [*before, {**record, **provenance()}],
     }
-    write_atomically(folder / RECORD, json.dumps(document, indent=1) + "\n")
+
+
+def _sessions(folder: Path, record: dict[str, Any]) -> list[Any]:
+    """Each time a command computed something for this folder, this one last."""
+    before: list[Any] = []
+    if (folder / RECORD).is_file():
+        before = json.loads((folder / RECORD).read_text("utf-8"))["sessions"]
+    return [*before, {**record, **provenance()}]

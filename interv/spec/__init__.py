@@ -1,6 +1,8 @@
 """What the user asked for: YAML with places, overrides, pydantic models. No torch."""
 
+from interv.spec.collect import CollectSpec
+from interv.spec.kinds import Spec
 from interv.spec.load import LoadedSpec, load_spec
-from interv.spec.schema import Spec, TraceSpec
+from interv.spec.schema import TraceSpec
 
-__all__ = ["LoadedSpec", "Spec", "TraceSpec", "load_spec"]
+__all__ = ["CollectSpec", "LoadedSpec", "Spec", "TraceSpec", "load_spec"]

@@ -7,24 +7,27 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, Generic, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from interv.errors import Mark, Problem, SpecError, UsageError, nearest
-from interv.spec import schema
+from interv.spec import kinds, schema
 from interv.spec.yaml import Document, Path_, parse, read_file
 
 _PATH_KEYS: tuple[Path_, ...] = (("model", "path"), ("model", "tokenizer"), ("data", "file"))
 COMMAND_LINE = "command line"
 
 
+S_co = TypeVar("S_co", bound=kinds.Spec, covariant=True)
+
+
 @dataclass(frozen=True)
-class LoadedSpec:
+class LoadedSpec(Generic[S_co]):
     """A valid spec, the file it came from, and the place of everything in it."""
 
-    spec: schema.Spec
+    spec: S_co
     path: Path
     document: Document
 
@@ -60,11 +63,13 @@ def _represent_str(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
 _Dumper.add_representer(str, _represent_str)
 
 
-def load_spec(path: Path, overrides: Sequence[str] = (), kind: str | None = None) -> LoadedSpec:
+def load_spec(
+    given: Path | Mapping[str, Any], overrides: Sequence[str] = (), kind: str | None = None
+) -> LoadedSpec[Any]:
     """Read, extend, override and validate one spec.
 
     Args:
-        path: the YAML file.
+        given: the YAML file, or what would stand in one.
         overrides: `key.key=value` arguments; the value is read as YAML. A key into a list
             of mappings, such as `grid.layers`, sets it in each of them.
         kind: the kind of spec that the command runs; any when None.
@@ -73,7 +78,12 @@ def load_spec(path: Path, overrides: Sequence[str] = (), kind: str | None = None
         UsageError: a file that cannot be read, or an override that is not `key=value`.
         SpecError: everything that is wrong in the spec, at once.
     """
-    document = _extended(path, ())
+    if isinstance(given, Mapping):
+        path = Path("spec.yaml")
+        document = parse(yaml.dump(dict(given), Dumper=_Dumper, sort_keys=False), str(path))
+    else:
+        path = given
+        document = _extended(path, ())
     if not isinstance(document.data, dict):
         what = "is empty" if document.data is None else "is not a mapping"
         mark = document.mark(()) or Mark(str(path), 1, 1)
@@ -92,19 +102,19 @@ def load_spec(path: Path, overrides: Sequence[str] = (), kind: str | None = None
     return LoadedSpec(spec, path, document)
 
 
-def _kind(document: Document, path: Path, wanted: str | None) -> type[schema.Spec]:
+def _kind(document: Document, path: Path, wanted: str | None) -> type[kinds.Spec]:
     assert isinstance(document.data, dict)
     kind = document.data.get("kind")
-    kinds = " | ".join(schema.KINDS)
+    known = " | ".join(kinds.KINDS)
     if kind is None:
         mark = Mark(str(path), 1, 1)
-        raise SpecError([Problem("'kind' is missing", mark, f"kind: {kinds}")])
-    if not isinstance(kind, str) or kind not in schema.KINDS:
+        raise SpecError([Problem("'kind' is missing", mark, f"kind: {known}")])
+    if not isinstance(kind, str) or kind not in kinds.KINDS:
         problem = Problem(
             f"unknown kind {kind!r}",
             document.mark(("kind",)),
-            kinds,
-            nearest(kind, list(schema.KINDS)),
+            known,
+            nearest(kind, list(kinds.KINDS)),
         )
         raise SpecError([problem])
     if wanted is not None and kind != wanted:
@@ -114,7 +124,7 @@ def _kind(document: Document, path: Path, wanted: str | None) -> type[schema.Spe
             f"kind: {wanted}; for this file type `interv {kind} {path}`",
         )
         raise SpecError([problem])
-    return schema.KINDS[kind]
+    return kinds.KINDS[kind]
 
 
 def _extended(path: Path, chain: tuple[Path, ...]) -> Document:

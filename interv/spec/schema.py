@@ -30,12 +30,26 @@ POSITION_NAMES = (*ROLES, "roles", "subject")
 Component = Literal[
     "block_input",
     "block_output",
+    "resid_mid",
+    "attention_input",
+    "query_output",
+    "key_output",
+    "value_output",
+    "attention_weight",
+    "attention_value_output",
+    "attention_output",
+    "attention_residual",
     "mlp_input",
+    "mlp_gate_activation",
     "mlp_activation",
     "mlp_output",
-    "attention_input",
-    "attention_output",
+    "mlp_residual",
+    "mixer_input",
+    "mixer_activation",
+    "mixer_output",
 ]
+"""Components that stand in each block, whole; `interv inspect` says which a model has."""
+
 Metric = Literal["probability", "log_probability", "logit", "rank"]
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
 
@@ -46,7 +60,8 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-def _wrong(message: str, expected: str) -> PydanticCustomError:
+def wrong(message: str, expected: str) -> PydanticCustomError:
+    """What a validator raises: the message, and what was expected."""
     # Braces would be read as template fields.
     return PydanticCustomError("interv", "{message}", {"message": message, "expected": expected})
 
@@ -56,7 +71,7 @@ def _axis_check(names: tuple[str, ...], *, negative: bool) -> AfterValidator:
         try:
             axes.check(value, names, negative=negative)
         except axes.AxisError as error:
-            raise _wrong(str(error), error.expected) from None
+            raise wrong(str(error), error.expected) from None
         return value
 
     return AfterValidator(check)
@@ -83,6 +98,12 @@ Positions = Annotated[
 ]
 
 
+Heads = Annotated[Any, _axis_check((), negative=False), _axis_schema((), negative=False)]
+TextPositions = Annotated[
+    Any, _axis_check(("last",), negative=True), _axis_schema(("last",), negative=True)
+]
+
+
 def _one_or_list(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
@@ -106,7 +127,9 @@ class ModelSection(Section):
         None, description="folder or tokenizer.json, where the model has none of its own"
     )
     dtype: Dtype = Field("float32", description="the numbers that the model computes in")
-    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] | None = Field(
+        None, description="unset: the model's own choice"
+    )
     device_map: str | None = Field(None, description="as in transformers: `auto` spreads a model")
     prepend_bos: bool | None = Field(
         None, description="begin-of-text token first; unset: as the model's own tokenizer does"
@@ -124,12 +147,12 @@ class ModelSection(Section):
     def _one_origin(self) -> ModelSection:
         given = [k for k in ("name", "path", "config") if getattr(self, k) is not None]
         if len(given) != 1:
-            raise _wrong(
+            raise wrong(
                 f"the model has {' and '.join(given) or 'no origin'}",
                 "exactly one of name, path, config",
             )
         if self.revision is not None and self.name is None:
-            raise _wrong("a revision without a hub name", "name with revision")
+            raise wrong("a revision without a hub name", "name with revision")
         return self
 
 
@@ -176,7 +199,7 @@ class FactsSection(Section):
     @model_validator(mode="after")
     def _one_origin(self) -> FactsSection:
         if (self.facts is None) == (self.file is None):
-            raise _wrong("the data has neither or both", "exactly one of facts, file")
+            raise wrong("the data has neither or both", "exactly one of facts, file")
         return self
 
 
@@ -191,7 +214,7 @@ def _multiple(level: object) -> float | None:
 def _check_level(level: Any) -> Any:
     value = _multiple(level) if isinstance(level, str) else level
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < inf:
-        raise _wrong(f"noise level {level!r}", "a number above 0, or a multiple like 3s")
+        raise wrong(f"noise level {level!r}", "a number above 0, or a multiple like 3s")
     return level
 
 
@@ -290,13 +313,13 @@ class Claim(Section):
     def _one_form(self) -> Claim:
         near = self.value is not None and self.tolerance is not None
         if near == (self.between is not None) or (self.value is None) != (self.tolerance is None):
-            raise _wrong("no form of comparison", "value with tolerance, or between: [low, high]")
+            raise wrong("no form of comparison", "value with tolerance, or between: [low, high]")
         if self.between is not None and self.between[0] > self.between[1]:
-            raise _wrong(f"between {self.between} holds nothing", "[low, high]")
+            raise wrong(f"between {self.between} holds nothing", "[low, high]")
         for column in ("layer", "window", "pos"):
             wanted = self.where.get(column)
             if isinstance(wanted, str) and not re.fullmatch(r"\d+(-\d+)?", wanted):
-                raise _wrong(f"where.{column}: {wanted!r}", "a number, or a range like 8-11")
+                raise wrong(f"where.{column}: {wanted!r}", "a number, or a range like 8-11")
         return self
 
 
@@ -305,7 +328,17 @@ class RunSection(Section):
 
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")
     threads: int | None = Field(None, ge=1, description="CPU threads; unset: torch's choice")
-    max_tokens: int = Field(1024, ge=1, description="tokens in one forward, about")
+    memory: str | None = Field(
+        None,
+        pattern=r"^\d+(\.\d+)? ?[KMG]i?B$",
+        description="for activations, such as 1GiB; unset: a quarter of what is free",
+    )
+    max_tokens: int | None = Field(
+        None, ge=1, description="tokens in one forward, about; unset: as many as memory holds"
+    )
+    deterministic: bool = Field(
+        False, description="torch's deterministic algorithms, or an error where there is none"
+    )
     executor: Literal["auto", "suffix", "reference"] = Field(
         "auto", description="auto: suffix, which computes only what differs, where it holds"
     )
@@ -313,11 +346,20 @@ class RunSection(Section):
         "stop", description="what to do where the suffix executor differs from the reference"
     )
 
+    @property
+    def memory_bytes(self) -> int | None:
+        """`memory` as a number."""
+        found = re.fullmatch(r"([\d.]+) ?([KMG])(i?)B", self.memory or "")
+        if not found:
+            return None
+        unit = (1024 if found[3] else 1000) ** (1 + "KMG".index(found[2]))
+        return int(float(found[1]) * unit)
+
 
 def _distinct(metrics: list[str]) -> list[str]:
     twice = sorted({m for m in metrics if metrics.count(m) > 1})
     if twice:
-        raise _wrong(f"{twice[0]} is there twice", "each metric once")
+        raise wrong(f"{twice[0]} is there twice", "each metric once")
     return metrics
 
 
@@ -348,9 +390,3 @@ class TraceSpec(Section):
                 for k, v in value.items()
             }
         return value
-
-
-Spec = TraceSpec
-"""Every kind of spec; a union once there are several."""
-
-KINDS: dict[str, type[Spec]] = {"trace": TraceSpec}

@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from interv.errors import Mark, ModelError, Problem, nearest
 from interv.models import PromptTokenizer, Tokens
 from interv.spec import LoadedSpec
-from interv.spec.schema import Fact, FactsSection
-from interv.task.files import read_records
+from interv.spec.schema import Fact, FactsSection, TraceSpec
+from interv.task.files import missing_file, read_records
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ class Reader:
         return ids
 
 
-def make_reader(loaded: LoadedSpec, tokenizer: PromptTokenizer) -> Reader:
+def make_reader(loaded: LoadedSpec[TraceSpec], tokenizer: PromptTokenizer) -> Reader:
     """Apply the spec's choices; an unset one takes the model's own default."""
     model, join = loaded.spec.model, loaded.spec.data.join
     bos = tokenizer.adds_bos if model.prepend_bos is None else model.prepend_bos
@@ -213,7 +213,9 @@ def make_reader(loaded: LoadedSpec, tokenizer: PromptTokenizer) -> Reader:
     return Reader(tokenizer, bos, model.chat_template, join, loaded.spec.corrupt.type == "prompt")
 
 
-def read_facts(loaded: LoadedSpec) -> tuple[list[tuple[Fact, Mark | None, int]], list[Problem]]:
+def read_facts(
+    loaded: LoadedSpec[TraceSpec],
+) -> tuple[list[tuple[Fact, Mark | None, int]], list[Problem]]:
     """The facts of a spec, each with its place (None: in the spec) and its index.
 
     Raises:
@@ -223,12 +225,9 @@ def read_facts(loaded: LoadedSpec) -> tuple[list[tuple[Fact, Mark | None, int]],
     if data.facts is not None:
         return [(fact, None, i) for i, fact in enumerate(data.facts[: data.limit])], []
     assert data.file is not None
-    path = Path(data.file)
-    if not path.is_file():
-        siblings = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
-        near = nearest(path.name, siblings)
-        return [], [loaded.problem(("data", "file"), f"{path} is not a file", None, near)]
-    records = read_records(path)
+    if missing := missing_file(loaded, data.file):
+        return [], [missing]
+    records = read_records(Path(data.file))
     facts: list[tuple[Fact, Mark | None, int]] = []
     problems: list[Problem] = []
     for index, (record, mark) in enumerate(records[: data.limit]):
@@ -271,7 +270,7 @@ def _missing(record: dict[str, object], data: FactsSection, mark: Mark) -> Itera
 
 
 def read_prompts(
-    loaded: LoadedSpec, tokenizer: PromptTokenizer
+    loaded: LoadedSpec[TraceSpec], tokenizer: PromptTokenizer
 ) -> tuple[list[Prompt], list[Problem]]:
     """Tokenise every fact of a spec.
 

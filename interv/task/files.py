@@ -8,7 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from interv.errors import Mark, Problem, SpecError
+from interv.errors import Mark, Problem, SpecError, nearest
+from interv.spec import LoadedSpec, Spec
 
 Record = tuple[dict[str, Any], Mark]
 
@@ -38,6 +39,16 @@ def read_records(path: Path) -> list[Record]:
     if not records:
         raise SpecError([Problem("has no records", start, "at least one fact")])
     return records
+
+
+def missing_file(loaded: LoadedSpec[Spec], name: str) -> Problem | None:
+    """The problem of a data file that is not there, with the name of one like it."""
+    path = Path(name)
+    if path.is_file():
+        return None
+    siblings = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
+    near = nearest(path.name, siblings)
+    return loaded.problem(("data", "file"), f"{path} is not a file", None, near)
 
 
 def _record(value: Any, mark: Mark) -> Record:

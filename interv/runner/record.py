@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import subprocess
 import sys
@@ -11,11 +12,13 @@ from typing import Any
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "safetensors")
 
 
-def environment(device: str, threads: int, executor: str, max_tokens: int) -> dict[str, Any]:
+def environment(
+    device: str, threads: int, executor: str, max_tokens: int, *, deterministic: bool
+) -> dict[str, Any]:
     """What may change the last bits of a result: resuming under another is refused."""
     import torch
 
-    from interv import __version__
+    from interv.version import __version__
 
     gpu = torch.cuda.get_device_name(device) if device.startswith("cuda") else None
     return {
@@ -27,6 +30,7 @@ def environment(device: str, threads: int, executor: str, max_tokens: int) -> di
         "threads": threads,
         "executor": executor,
         "max_tokens": max_tokens,
+        "deterministic": deterministic,
     }
 
 
@@ -68,6 +72,15 @@ def threads(wanted: int | None) -> int:
     if wanted is not None:
         torch.set_num_threads(wanted)
     return torch.get_num_threads()
+
+
+def be_deterministic() -> None:
+    """Make torch use deterministic algorithms, and refuse those that have none."""
+    import torch
+
+    # CUDA's matrix products need it set before the first of them.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
 
 
 def peak_memory() -> int:

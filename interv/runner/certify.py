@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from interv.engine.runs import Executor, Run
+from interv.engine import Edit, Executor, ReferenceExecutor, Run, Site, SuffixExecutor, Vanilla
 from interv.errors import EngineError
 
 _SPREADS = 10
@@ -41,27 +41,51 @@ class Certificate:
 
 
 def certify(
-    fast: Executor, reference: Executor, runs: Mapping[str, Sequence[Run]], keep: int
+    fast: Executor, reference: Executor, runs: Mapping[str, Sequence[Run]], at: Sequence[int]
 ) -> Certificate:
     """Compare two executors.
 
     Args:
         fast: the executor to certify.
         reference: the executor to believe.
-        runs: rows of one length, by what they do: all the kinds that a plan has.
-        keep: how many of the last positions are read.
+        runs: rows, by what they do: all the kinds that a plan has.
+        at: positions that are read.
     """
     rows = [run for of_kind in runs.values() for run in of_kind]
     kinds = [kind for kind, of_kind in runs.items() for _ in of_kind]
-    together = reference.logits(rows, keep)
-    alone = torch.cat([reference.logits([run], keep) for run in rows])
-    differences = (fast.logits(rows, keep) - together).abs().flatten(1).amax(1)
+    together = reference.logits(rows, at)
+    alone = torch.cat([reference.logits([run], at) for run in rows])
+    differences = (fast.logits(rows, at) - together).abs().flatten(1).amax(1)
     spread = float((together - alone).abs().max())
     floor = _FLOOR * float(together.abs().max())
     worst = int(differences.argmax())
     return Certificate(
         len(rows), float(differences[worst]), max(_SPREADS * spread, floor), kinds[worst]
     )
+
+
+def certify_model(fast: SuffixExecutor, reference: ReferenceExecutor) -> Certificate:
+    """Compare two executors on a model, by swaps in every component of a few layers.
+
+    Raises:
+        EngineError: they differ.
+    """
+    anatomy = reference.sites.anatomy
+    base, source = tuple(range(3, 9)), (3, 4, 9, 6, 7, 8)
+    layers = sorted({0, anatomy.n_layers // 2, anatomy.n_layers - 1})
+    runs = {
+        name: [
+            Run(base, (Edit(Site(name, layer, (2, 4)), Vanilla(), Run(source)),))
+            for layer in (layers if anatomy.has_layers(name) else (0,))
+        ]
+        for name in anatomy.components
+    }
+    certificate = certify(fast, reference, runs, (-1,))
+    if not certificate.holds:
+        raise refuse(certificate)
+    fast.forget()
+    reference.forget()
+    return certificate
 
 
 def refuse(certificate: Certificate) -> EngineError:

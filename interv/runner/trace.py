@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 
 from interv.engine import (
     Edit,
+    Executor,
     LoadedModel,
     Noise,
     ReferenceExecutor,
@@ -20,15 +22,15 @@ from interv.engine import (
     SuffixExecutor,
     Vanilla,
 )
+from interv.engine.hooks import foreign_hooks
 from interv.engine.load import load_model, token_embeddings
 from interv.engine.metrics import predicts, read_answer
-from interv.engine.runs import TOKEN_EMBEDDING, Executor
-from interv.errors import IntervError, ResumeError
-from interv.plan import Cell, ExecutorName, Pack, Plan, make_packs
-from interv.run import journal as journals
-from interv.run import record as records
-from interv.run.certify import Certificate, certify, refuse
-from interv.run.journal import Journal, Record
+from interv.errors import EngineError, IntervError, ResumeError
+from interv.plan import Cell, ExecutorName, Pack, Plan, make_packs, max_tokens
+from interv.runner import journal as journals
+from interv.runner import record as records
+from interv.runner.certify import Certificate, certify, refuse
+from interv.runner.journal import Journal, Record
 from interv.spec.schema import NoiseCorruption
 from interv.task import Prompt
 
@@ -54,7 +56,7 @@ class Tracer:
     sigma: float | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        self.executor = self.reference = ReferenceExecutor(self.model.module, self.model.family)
+        self.executor = self.reference = ReferenceExecutor(self.model.module, self.model.anatomy)
         corrupt = self.plan.spec.corrupt
         if isinstance(corrupt, NoiseCorruption):
             if corrupt.multiple is None:
@@ -76,9 +78,9 @@ class Tracer:
         """Values of the clean run and of the corrupted ones, and whether clean is right."""
         # What an executor keeps of one prompt is of no use to the next.
         self.executor.forget()
-        keep = len(prompt.answer_ids)
-        clean = self.executor.logits([self._clean(prompt)], keep)
-        corrupted = self.executor.logits(self._corrupted(prompt), keep)
+        at = answer_positions(prompt)
+        clean = self.executor.logits([self._clean(prompt)], at)
+        corrupted = self.executor.logits(self._corrupted(prompt), at)
         return {
             "clean": read_answer(clean, prompt.answer_ids),
             "corrupted": read_answer(corrupted, prompt.answer_ids),
@@ -86,33 +88,39 @@ class Tracer:
             "top": int(clean[0, 0].argmax()),
         }
 
-    def prepare(self, prompt: Prompt, cells: list[Cell]) -> None:
+    def prepare(self, cells: Sequence[Cell]) -> None:
         """Keep the states that these cells read, and no others.
 
         The same forwards whichever cells are left to do, so that a resumed run reads the
         same bits.
         """
         self.executor.forget()
-        last = (len(prompt.ids) - 1,)
         clean = {(c.component, layer) for c in cells for layer in c.layers}
-        self.executor.states([self._clean(prompt)], [Site(*at, last) for at in sorted(clean)])
         severed = {c.sever for c in cells if c.sever}
+        prompts = [self.plan.prompts[i] for i in dict.fromkeys(c.prompt for c in cells)]
+        runs = [self._clean(prompt) for prompt in prompts]
+        self.executor.states(runs, [Site(*at, (0,)) for at in sorted(clean)])
         if severed and self.plan.facts:
             sites = [
-                Site(s, i, last) for s in sorted(severed) for i in range(self.plan.facts.n_layers)
+                Site(s, i, (0,)) for s in sorted(severed) for i in range(self.plan.facts.n_layers)
             ]
-            self.executor.states(self._corrupted(prompt), sites)
+            self.executor.states([r for p in prompts for r in self._corrupted(p)], sites)
 
     def pack(self, pack: Pack) -> dict[str, Record]:
-        """Values of every cell of a pack, from one forward."""
-        prompt = self.plan.prompts[pack.prompt]
-        runs = [run for cell in pack.cells for run in self.restored(cell)]
-        logits = self.executor.logits(runs, len(prompt.answer_ids))
+        """Values of every cell of a pack."""
         n = self.plan.draws
-        return {
-            cell.id: read_answer(logits[i * n : (i + 1) * n], prompt.answer_ids)
-            for i, cell in enumerate(pack.cells)
-        }
+        records: dict[str, Record] = {}
+        by_answer: dict[int, list[Cell]] = {}
+        for cell in pack.cells:
+            n_answer = len(self.plan.prompts[cell.prompt].answer_ids)
+            by_answer.setdefault(n_answer, []).append(cell)
+        for n_answer, cells in by_answer.items():
+            runs = [run for cell in cells for run in self.restored(cell)]
+            logits = self.executor.logits(runs, range(-n_answer, 0))
+            for i, cell in enumerate(cells):
+                answer = self.plan.prompts[cell.prompt].answer_ids
+                records[cell.id] = read_answer(logits[i * n : (i + 1) * n], answer)
+        return {cell.id: records[cell.id] for cell in pack.cells}
 
     def _tail(self, prompt: Prompt) -> tuple[int, ...]:
         return prompt.answer_ids[:-1]
@@ -124,7 +132,7 @@ class Tracer:
         if prompt.corrupted_ids is not None and self.noise_level is None:
             return [Run(prompt.corrupted_ids + self._tail(prompt))]
         assert self.noise_level is not None
-        site = Site(TOKEN_EMBEDDING, 0, prompt.role("subject"))
+        site = Site("token_embedding", 0, prompt.role("subject"))
         seed = self.plan.draw_seeds[prompt.index]
         return [
             Run(prompt.ids + self._tail(prompt), (Edit(site, Noise(self.noise_level, seed, draw)),))
@@ -154,6 +162,11 @@ class Tracer:
                 ]
             runs.append(Run(corrupted.ids, (*corrupted.edits, *restored, *held)))
         return runs
+
+
+def answer_positions(prompt: Prompt) -> range:
+    """Where the answer's tokens are predicted, from a run's end."""
+    return range(-len(prompt.answer_ids), 0)
 
 
 def embedding_sigma(plan: Plan, model: LoadedModel, over: str) -> float:
@@ -199,12 +212,18 @@ def run_trace(plan: Plan, folder: Path, progress: Progress, *, adopt: bool = Tru
     if journal and _pending(plan, journal) == 0:
         _some_prompt(plan, journal)
         return Outcome(journal, {})
+    if plan.spec.run.deterministic:
+        records.be_deterministic()
     model = load_model(plan.files, plan.spec.model, plan.spec.seed, plan.spec.run.device)
     tracer = Tracer(plan, model)
     progress("certifying", 0, 0)
     executor, certificate = choose_executor(tracer)
+    # What memory was free when the run began decides the packs of all of it.
+    tokens = int(journal.environment["max_tokens"]) if journal else 0
+    if not tokens or plan.spec.run.max_tokens:
+        tokens = max_tokens(plan, free_gpu_bytes(model.device))
     environment = records.environment(
-        str(model.device), threads, executor, plan.spec.run.max_tokens
+        str(model.device), threads, executor, tokens, deterministic=plan.spec.run.deterministic
     )
     if journal is None:
         wanted = {cell.id for cell in plan.cells} | set(plan.baselines.values())
@@ -215,7 +234,7 @@ def run_trace(plan: Plan, folder: Path, progress: Progress, *, adopt: bool = Tru
             f"{folder}: begun under other conditions ({'; '.join(changes)}): going on would mix "
             "results. Restore them, or begin again with --fresh (what is there is set aside)"
         )
-    _go(plan, tracer, journal, make_packs(plan, executor, journal.adopted), progress)
+    _go(plan, tracer, journal, executor, tokens, progress)
     return Outcome(
         journal,
         {
@@ -250,7 +269,14 @@ def choose_executor(tracer: Tracer) -> tuple[ExecutorName, Certificate | None]:
     plan, model = tracer.plan, tracer.model
     if plan.executor == "reference" or plan.facts is None:
         return "reference", None
-    fast = SuffixExecutor(model.module, model.family, plan.facts.n_layers)
+    if hooked := foreign_hooks(model.module):
+        # They would see some positions only.
+        if plan.spec.run.executor == "suffix":
+            raise EngineError(f"{hooked[0]} has hooks: run.executor=reference keeps them right")
+        return "reference", None
+    fast = SuffixExecutor(
+        model.module, model.anatomy, max_tokens(plan, free_gpu_bytes(model.device))
+    )
     kinds: dict[str, list[Cell]] = {}
     prompt = next(iter(plan.prompts))
     for cell in plan.cells:
@@ -261,8 +287,8 @@ def choose_executor(tracer: Tracer) -> tuple[ExecutorName, Certificate | None]:
         kind: [tracer.restored(cells[i])[0] for i in sorted({0, len(cells) // 2, len(cells) - 1})]
         for kind, cells in kinds.items()
     }
-    keep = len(plan.prompts[prompt].answer_ids)
-    certificate = certify(fast, tracer.reference, runs, keep)
+    at = answer_positions(plan.prompts[prompt])
+    certificate = certify(fast, tracer.reference, runs, at)
     tracer.reference.forget()
     if certificate.holds:
         tracer.executor = fast
@@ -273,28 +299,30 @@ def choose_executor(tracer: Tracer) -> tuple[ExecutorName, Certificate | None]:
 
 
 def _go(
-    plan: Plan, tracer: Tracer, journal: Journal, packs: list[Pack], progress: Progress
+    plan: Plan,
+    tracer: Tracer,
+    journal: Journal,
+    executor: ExecutorName,
+    tokens: int,
+    progress: Progress,
 ) -> None:
     for index, prompt in plan.prompts.items():
         progress(f"clean and corrupted runs of prompt {index}", 0, 0)
         if plan.baselines[index] not in journal:
             journal.append({plan.baselines[index]: tracer.baseline(prompt)})
-    by_prompt: dict[int, list[Pack]] = {p: [] for p in _some_prompt(plan, journal)}
-    for pack in packs:
-        if pack.prompt in by_prompt:
-            by_prompt[pack.prompt].append(pack)
-    total = sum(len(pack.cells) for of_prompt in by_prompt.values() for pack in of_prompt)
+    packs = make_packs(plan, executor, tokens, _some_prompt(plan, journal), journal.adopted)
+    total = sum(len(pack.cells) for pack in packs)
     done = 0
-    for index, of_prompt in by_prompt.items():
-        prompt = plan.prompts[index]
-        cells = [cell for pack in of_prompt for cell in pack.cells]
+    for prompts, group in itertools.groupby(packs, key=lambda pack: pack.prompts):
+        together = list(group)
+        cells = [cell for pack in together for cell in pack.cells]
         if any(cell.id not in journal for cell in cells):
-            tracer.prepare(prompt, cells)
-        for pack in of_prompt:
+            tracer.prepare(cells)
+        for pack in together:
             if any(cell.id not in journal for cell in pack.cells):
                 journal.append(tracer.pack(pack))
             done += len(pack.cells)
-            progress(prompt.subject_text, done, total)
+            progress(plan.prompts[prompts[0]].subject_text, done, total)
 
 
 def _some_prompt(plan: Plan, journal: Journal) -> list[int]:
@@ -316,6 +344,11 @@ def _some_prompt(plan: Plan, journal: Journal) -> list[int]:
     )
 
 
+def free_gpu_bytes(device: torch.device) -> int | None:
+    """Memory that is free on the device, if that is a GPU."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+
+
 def measure(plan: Plan) -> tuple[float, float]:
     """Load the model and time the largest pack.
 
@@ -328,8 +361,9 @@ def measure(plan: Plan) -> tuple[float, float]:
     tracer = Tracer(plan, model)
     executor, _ = choose_executor(tracer)
     loaded = time.monotonic() - began
-    pack = max(make_packs(plan, executor), key=lambda pack: pack.block_tokens)
-    tracer.prepare(plan.prompts[pack.prompt], list(pack.cells))
+    tokens = max_tokens(plan, free_gpu_bytes(model.device))
+    pack = max(make_packs(plan, executor, tokens), key=lambda pack: pack.block_tokens)
+    tracer.prepare(pack.cells)
     tracer.pack(pack)  # the first call is slower
     began = time.monotonic()
     tracer.pack(pack)

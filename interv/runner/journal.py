@@ -16,7 +16,7 @@ from typing import Any
 
 from interv.errors import ResumeError, StorageError
 from interv.models.cache import writing
-from interv.run.folder import SET_ASIDE, write_atomically
+from interv.runner.folder import SET_ASIDE, write_atomically
 
 JOURNAL = "journal.jsonl"
 Record = dict[str, Any]

@@ -1,0 +1,146 @@
+"""`interv inspect`: which components a model has, and where."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from interv.cli.options import Json
+
+if TYPE_CHECKING:
+    from interv.models.anatomy import Anatomy
+
+EPILOG = "Example: interv inspect smollm2-135m"
+
+
+def inspect(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="smollm2-135m, a hub name, ./a/folder, ./a/config.json or ./a/file.gguf",
+            show_default=False,
+        ),
+    ] = None,
+    support: Annotated[
+        bool, typer.Option("--support", help="All families: which components each has.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """List a model's components: module, shape, heads, and where a fast row starts.
+
+    Works from the config alone.
+    """
+    from interv.errors import UsageError
+
+    if support:
+        _show_support(as_json=as_json)
+        return
+    if model is None:
+        raise UsageError("which model? `interv inspect smollm2-135m`, or --support for all")
+    anatomy, label = _anatomy(model)
+    _show_model(anatomy, label, as_json=as_json)
+
+
+def _anatomy(word: str) -> tuple[Anatomy, str]:
+    from interv.errors import ModelError
+    from interv.models import locate
+    from interv.models.anatomy import Anatomy
+    from interv.models.fetch import fetch
+    from interv.spec.schema import ModelSection, bare_model
+
+    if word.endswith(".json"):
+        section = ModelSection(config=_read_config(Path(word)))
+    else:
+        section = ModelSection.model_validate(bare_model(word))
+    files = locate(section, 0)
+    if files.facts is None and files.origin == "hub":
+        fetch(section, weights=False)
+        files = locate(section, 0)
+    if files.facts is None:
+        raise ModelError(f"{files.label}: {'; '.join(files.absent)}")
+    config = dict(files.config or {})
+    family = files.facts.family
+    if family is None:
+        # Not in the table: a copy of two layers tells where things stand.
+        from interv.engine.recognise import from_config
+
+        family = from_config(config)
+    return Anatomy(family, files.facts, config), files.label
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    from interv.errors import UsageError
+
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(found, dict):
+        raise UsageError(f"{path}: is not a config.json")
+    return found
+
+
+def _show_model(anatomy: Anatomy, label: str, *, as_json: bool) -> None:
+    from interv.models.support import FAST, component_facts, shape_of
+
+    assert anatomy.facts is not None and anatomy.family is not None
+    lines = component_facts(anatomy)
+    if as_json:
+        document = {
+            "model": label,
+            "family": anatomy.family.name,
+            "note": anatomy.family.note,
+            "shape": shape_of(anatomy.facts),
+            "components": [line.as_dict() for line in lines],
+        }
+        typer.echo(json.dumps(document, indent=1))
+        return
+    facts = anatomy.facts
+    typer.echo(
+        f"{label} ({anatomy.family.name}): {facts.n_layers} layers, width {facts.d_model}, "
+        + (
+            f"{facts.n_heads} heads of {facts.d_head}, {facts.n_kv_heads} for keys and values, "
+            if facts.n_heads
+            else "no heads, "
+        )
+        + f"{facts.d_mlp} neurons a layer, {facts.vocab_size:,} tokens"
+    )
+    if anatomy.family.note:
+        typer.echo(anatomy.family.note)
+    typer.echo(f"The suffix executor starts a row {FAST[anatomy.reach]}.")
+    typer.echo("Any module's .input and .output, by its path, are components too.")
+    rows = [("component", "shape", "module")]
+    for line in lines:
+        shape = "queries x keys" if line.side == "pattern" else str(line.width)
+        if line.heads:
+            shape = f"{line.heads} x {line.head_width or shape}"
+        rows.append((line.component, shape, f"{line.module}.{line.side}"))
+    widths = [max(len(row[i]) for row in rows) for i in range(2)]
+    for row in rows:
+        typer.echo(f"  {row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]}".rstrip())
+
+
+def _show_support(*, as_json: bool) -> None:
+    from interv.models.support import counts, support
+
+    table = support()
+    if as_json:
+        typer.echo(json.dumps(table, indent=1))
+        return
+    names = list(dict.fromkeys(name for row in table.values() for name in row))
+    families = list(table)
+    typer.echo("P: the suffix executor starts at layer and position; L: at the layer; R: full")
+    for i, family in enumerate(families):
+        typer.echo(f"{'  |' * i}  {family}")
+    marks = {"positions": "P", "layers": "L", "nothing": "R"}
+    for name in names:
+        cells = [marks[table[f][name]] if name in table[f] else "." for f in families]
+        typer.echo("  " + "  ".join(cells) + f"  {name}")
+    n_families, pairs, fast = counts()
+    typer.echo(
+        f"{n_families} families, {pairs} pairs of family and component, {fast} of them from the "
+        "changed position on; other causal models are recognised by their modules"
+    )

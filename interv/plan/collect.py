@@ -1,0 +1,201 @@
+"""What `interv collect` will save: pure, and without torch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from interv.errors import EngineError, ModelError, Problem, SpecError, nearest
+from interv.models import ModelFacts, ModelFiles, locate
+from interv.models.anatomy import Anatomy, as_path, is_by_head
+from interv.models.cache import text_hash
+from interv.plan.cost import BYTES
+from interv.plan.trace import model_problem, unknown_components
+from interv.spec import LoadedSpec, axes
+from interv.spec.collect import CollectSpec
+from interv.task.texts import Text, read_texts
+
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A component in a layer, whole or some of its heads; `name` is its tensor's."""
+
+    component: str
+    layer: int
+    heads: tuple[int, ...] | None
+
+    @property
+    def name(self) -> str:
+        return f"{self.component}.{self.layer}"
+
+
+@dataclass(frozen=True)
+class CollectPlan:
+    """All that is saved.
+
+    Attributes:
+        texts: the prompts.
+        positions: of each prompt, by its index.
+        wanted: what is saved at each of these positions.
+        shards: prompts that go into one file, by index.
+    """
+
+    loaded: LoadedSpec[CollectSpec]
+    files: ModelFiles
+    facts: ModelFacts | None
+    texts: tuple[Text, ...]
+    positions: dict[int, tuple[int, ...]]
+    wanted: tuple[Wanted, ...]
+    shards: tuple[tuple[int, ...], ...]
+    identity: str | None
+    unchecked: tuple[str, ...]
+
+    @property
+    def spec(self) -> CollectSpec:
+        return self.loaded.spec
+
+    @property
+    def n_rows(self) -> int:
+        return sum(map(len, self.positions.values()))
+
+    def is_by_head(self, component: str) -> bool:
+        """Whether a component is saved head by head."""
+        return is_by_head(component)
+
+    @property
+    def n_bytes(self) -> int | None:
+        """Size of the tensors; None where a width is not known before the run."""
+        if self.facts is None or self.facts.family is None:
+            return None
+        anatomy = Anatomy(self.facts.family, self.facts, self.files.config or {})
+        total = 0
+        for wanted in self.wanted:
+            width = anatomy.width(wanted.component)
+            if width is None:
+                return None
+            units = anatomy.n_units(wanted.component)
+            width = width // units * len(wanted.heads) if wanted.heads and units else width
+            total += self.n_rows * width * BYTES[self.spec.model.dtype]
+        return total
+
+
+_SHARD_TOKENS = 16384
+
+
+def make_collect_plan(loaded: LoadedSpec[CollectSpec]) -> CollectPlan:
+    """Check the spec against its model's config and tokenizer, and expand it.
+
+    Raises:
+        SpecError: all that is wrong with it.
+    """
+    spec = loaded.spec
+    try:
+        files = locate(spec.model, spec.seed)
+    except ModelError as error:
+        raise SpecError([model_problem(loaded, error)]) from None
+    problems: list[Problem] = []
+    wanted = _wanted(loaded, files, problems)
+    texts: list[Text] = []
+    if files.tokenizer:
+        texts, more = read_texts(loaded, files.tokenizer)
+        problems += more
+    positions = {t.index: _positions(loaded, t, problems) for t in texts}
+    if problems:
+        raise SpecError(problems)
+    return CollectPlan(
+        loaded,
+        files,
+        files.facts,
+        tuple(texts),
+        positions,
+        tuple(wanted),
+        tuple(_shards(texts)),
+        _identity(loaded, files, texts),
+        (*files.absent, *unknown_components(files)),
+    )
+
+
+def _wanted(
+    loaded: LoadedSpec[CollectSpec], files: ModelFiles, problems: list[Problem]
+) -> list[Wanted]:
+    facts = files.facts
+    if facts is None:
+        return []
+    known = facts.family is not None
+    anatomy = Anatomy(facts.family, facts, files.config or {})
+    found: dict[Wanted, None] = {}
+    for i, grid in enumerate(loaded.spec.grid):
+        try:
+            layers = [
+                layer
+                for item in axes.items(grid.layers)
+                for layer in axes.expand(item, facts.n_layers) or ()
+            ]
+        except axes.AxisError as error:
+            message = f"layer {error}: the model has {facts.n_layers} layers"
+            problems.append(loaded.problem(("grid", i, "layers"), message, error.expected))
+            continue
+        for j, component in enumerate(grid.component):
+            try:
+                heads = _heads(component, grid.heads, anatomy) if known else None
+                once = as_path(component) or (known and not anatomy.has_layers(component))
+                for layer in [0] if once else layers:
+                    found[Wanted(component, layer, heads)] = None
+            except (EngineError, axes.AxisError) as error:
+                have = anatomy.components
+                problems.append(
+                    loaded.problem(
+                        ("grid", i, "component", j),
+                        str(error),
+                        near=None if component in have else nearest(component, have),
+                    )
+                )
+    return list(found)
+
+
+def _heads(component: str, wanted: Any, anatomy: Anatomy) -> tuple[int, ...] | None:
+    anatomy.stand(component)
+    if wanted is None:
+        return None
+    units = anatomy.n_units(component) if is_by_head(component) else None
+    if units is None:
+        raise EngineError(f"{component} is not by head: leave out `heads`")
+    listed = wanted if isinstance(wanted, list) else [wanted]
+    return tuple(dict.fromkeys(h for item in listed for h in axes.expand(item, units) or ()))
+
+
+def _positions(
+    loaded: LoadedSpec[CollectSpec], text: Text, problems: list[Problem]
+) -> tuple[int, ...]:
+    found: list[int] = []
+    for item in axes.items(loaded.spec.positions):
+        try:
+            found += axes.expand(-1 if item == "last" else item, len(text.ids)) or ()
+        except axes.AxisError as error:
+            message = f"position {error}: prompt {text.index} is {text.text!r}"
+            problems.append(loaded.problem(("positions",), message, error.expected))
+    return tuple(dict.fromkeys(found))
+
+
+def _shards(texts: list[Text]) -> list[tuple[int, ...]]:
+    shards: list[list[int]] = []
+    tokens = _SHARD_TOKENS
+    for text in texts:
+        if tokens + len(text.ids) > _SHARD_TOKENS:
+            shards.append([])
+            tokens = 0
+        shards[-1].append(text.index)
+        tokens += len(text.ids)
+    return [tuple(shard) for shard in shards]
+
+
+def _identity(loaded: LoadedSpec[CollectSpec], files: ModelFiles, texts: list[Text]) -> str | None:
+    if files.identity is None or files.tokenizer is None:
+        return None
+    spec = loaded.spec
+    dump = spec.model_dump(mode="json", include={"kind", "seed", "grid", "positions"})
+    model = [files.identity, spec.model.dtype, spec.model.attn_implementation]
+    return text_hash(json.dumps([_VERSION, dump, model, [t.ids for t in texts]]))

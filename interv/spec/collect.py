@@ -1,0 +1,69 @@
+"""The spec of `interv collect`: which activations of which prompts are saved."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from interv.spec.schema import (
+    Heads,
+    Layers,
+    ModelSection,
+    RunSection,
+    Section,
+    TextPositions,
+    wrong,
+)
+
+
+class PromptsSection(Section):
+    """Texts: in the spec, or in a file."""
+
+    prompts: list[Annotated[str, Field(min_length=1)]] | None = Field(None, min_length=1)
+    file: str | None = Field(None, description="JSON, JSONL or CSV, from this file")
+    column: str = Field("prompt", description="the file's column with the text")
+    limit: int | None = Field(None, ge=1, description="only the first so many")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> PromptsSection:
+        if (self.prompts is None) == (self.file is None):
+            raise wrong("the data has neither or both", "exactly one of prompts, file")
+        return self
+
+
+class CollectGrid(Section):
+    """A product: components, layers, heads."""
+
+    component: Annotated[list[str], Field(min_length=1)] = Field(
+        description="names as `interv inspect` lists them, or a module's path and side"
+    )
+    layers: Layers = "all"
+    heads: Heads | None = Field(None, description="of head components; unset: all")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _single_component(cls, value: Any) -> Any:
+        if isinstance(value, dict) and isinstance(value.get("component"), str):
+            return {**value, "component": [value["component"]]}
+        return value
+
+
+class CollectSpec(Section):
+    """Activations to a file, with an index of what each row is."""
+
+    kind: Literal["collect"]
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder under outputs/")
+    model: ModelSection
+    seed: int = Field(0, ge=0, lt=2**32)
+    data: PromptsSection
+    grid: Annotated[list[CollectGrid], Field(min_length=1)]
+    positions: TextPositions = Field("all", description="of every prompt: all, -1, 0-3, last")
+    run: RunSection = RunSection()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _single_grid(cls, value: Any) -> Any:
+        if isinstance(value, dict) and isinstance(value.get("grid"), dict):
+            return {**value, "grid": [value["grid"]]}
+        return value

@@ -1,0 +1,10 @@
+"""Every kind of spec, by the word that its file says."""
+
+from __future__ import annotations
+
+from interv.spec.collect import CollectSpec
+from interv.spec.schema import TraceSpec
+
+Spec = TraceSpec | CollectSpec
+
+KINDS: dict[str, type[Spec]] = {"trace": TraceSpec, "collect": CollectSpec}

@@ -1,0 +1,62 @@
+"""Plain prompts, tokenised."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from interv.errors import Problem, nearest
+from interv.models import PromptTokenizer
+from interv.spec import LoadedSpec
+from interv.spec.collect import CollectSpec
+from interv.task.files import missing_file, read_records
+
+
+@dataclass(frozen=True)
+class Text:
+    """A prompt: its row in the data, its token ids, and their texts."""
+
+    index: int
+    text: str
+    ids: tuple[int, ...]
+    tokens: tuple[str, ...]
+
+
+def read_texts(
+    loaded: LoadedSpec[CollectSpec], tokenizer: PromptTokenizer
+) -> tuple[list[Text], list[Problem]]:
+    """Tokenise every prompt of a spec; a problem for each that cannot be used.
+
+    Raises:
+        SpecError: the data file cannot be read at all.
+    """
+    model = loaded.spec.model
+    bos = tokenizer.adds_bos if model.prepend_bos is None else model.prepend_bos
+    texts, problems = _texts(loaded)
+    found = []
+    for index, text in enumerate(texts[: loaded.spec.data.limit]):
+        whole = tokenizer.chat(text) if model.chat_template else text
+        ids = tokenizer.encode(whole, prepend_bos=bos).ids
+        found.append(Text(index, text, ids, tuple(tokenizer.decode(i) for i in ids)))
+    return found, problems
+
+
+def _texts(loaded: LoadedSpec[CollectSpec]) -> tuple[list[str], list[Problem]]:
+    data = loaded.spec.data
+    if data.prompts is not None:
+        return data.prompts, []
+    assert data.file is not None
+    if missing := missing_file(loaded, data.file):
+        return [], [missing]
+    texts: list[str] = []
+    for record, mark in read_records(Path(data.file)):
+        value = record.get(data.column)
+        if data.column not in record:
+            have = [str(key) for key in record]
+            expected = f"one of its columns ({', '.join(have)}) under data.column"
+            near = nearest(data.column, have)
+            return [], [Problem(f"no column '{data.column}'", mark, expected, near)]
+        if not isinstance(value, str) or not value:
+            return [], [Problem(f"column '{data.column}' is {value!r}", mark, "text")]
+        texts.append(value)
+    return texts, []
