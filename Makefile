@@ -3,6 +3,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 RUN    := $(VENV)/.installed
 DEV    := $(VENV)/.installed-dev
+PEERS  := .venv-bench/.installed
 
 .PHONY: install demo test check bench clean
 .DEFAULT_GOAL := install
@@ -21,6 +22,10 @@ $(DEV): $(RUN)
 	$(BIN)/python -m pip install -q -c .ci/constraints.txt --group dev
 	touch $@
 
+$(PEERS): tests/bench/install.py .ci/constraints.txt $(DEV)
+	$(BIN)/python -m tests.bench.install
+	touch $@
+
 demo: $(RUN)  ## a causal trace of a real model, and where its figures are
 	$(BIN)/interv trace configs/rome.yaml
 	@echo "The figures are in figures/ of that folder; start with trace_panel.png."
@@ -34,8 +39,8 @@ check: $(DEV)  ## style, types and import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(DEV)  ## timings, as ratios against peers in the same run
+bench: $(DEV) $(PEERS)  ## timings against peers, on a machine that does nothing else
 	$(BIN)/python -m tests.bench
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-bench build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -134,14 +134,21 @@ def executor(
         max_tokens: of one forward on the suffix executor.
 
     Raises:
-        ModelError, EngineError: the suffix executor was asked for and does not hold here.
+        UsageError: there is no executor of this kind.
+        ModelError: a `transformers` model that is of no known type and not recognised.
+        EngineError: the suffix executor was asked for and does not hold here.
     """
+    from transformers import PreTrainedModel
+
     from interv.engine import ReferenceExecutor, SuffixExecutor, anatomy_of
     from interv.engine.hooks import foreign_hooks
+    from interv.errors import UsageError
     from interv.models.anatomy import Anatomy
     from interv.runner.certify import certify_model
 
-    anatomy = anatomy_of(model) if hasattr(model, "config") else Anatomy()
+    if kind not in ("auto", "suffix", "reference"):
+        raise UsageError(f"no executor {kind!r}; expected auto, suffix or reference")
+    anatomy = anatomy_of(model) if isinstance(model, PreTrainedModel) else Anatomy()
     reference = ReferenceExecutor(model, anatomy)
     free = anatomy.reach != "nothing" and not foreign_hooks(model)
     if kind == "reference" or (kind == "auto" and not free):
@@ -199,13 +206,13 @@ def carry_out_collect(
     say: Callable[[str], None] = lambda _: None,
 ) -> tuple[Path, bool]:
     """Save activations in the run's folder; whether anything was left to do."""
-    from interv.report.write import write_collect_record
+    from interv.report.write import RECORD, write_collect_record
 
     with _folder(made, outputs, fresh=fresh, say=say) as folder:
         from interv.runner.collect import run_collect
 
         record = run_collect(made, folder, progress)
-        if record:
+        if record or not (folder / RECORD).is_file():
             write_collect_record(made, folder, record)
     return folder, bool(record)
 

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
 from interv.engine import Run, SuffixExecutor
-from interv.run.certify import certify
+from interv.runner.certify import certify
 from tests.conftest import Result, SpecWriter
 
 
@@ -17,9 +17,9 @@ class Fake:
     def __init__(self, error: float, spread: float = 0.0) -> None:
         self.error, self.spread = error, spread
 
-    def logits(self, runs: list[Run], keep: int) -> torch.Tensor:
+    def logits(self, runs: list[Run], at: Sequence[int]) -> torch.Tensor:
         values = [r.ids[0] + self.error * (r.ids[0] == 7) + self.spread * len(runs) for r in runs]
-        return torch.tensor(values)[:, None, None].expand(-1, keep, 3)
+        return torch.tensor(values)[:, None, None].expand(-1, len(at), 3)
 
     states = forget = None
 
@@ -38,7 +38,7 @@ RUNS = {"good": [Run((1,)), Run((2,))], "bad": [Run((7,))]}
     ],
 )
 def test_the_reference_own_spread_decides(error: float, spread: float, holds: bool) -> None:
-    certificate = certify(Fake(error, spread), Fake(0.0, spread), RUNS, keep=2)
+    certificate = certify(Fake(error, spread), Fake(0.0, spread), RUNS, (-2, -1))
     assert certificate.holds is holds
     assert certificate.rows == 3
     if error:
@@ -49,7 +49,7 @@ def test_the_reference_own_spread_decides(error: float, spread: float, holds: bo
 def wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     """A suffix executor that is off by a thousandth."""
     right = SuffixExecutor.logits
-    monkeypatch.setattr(SuffixExecutor, "logits", lambda *a: right(*a) + 1e-3)
+    monkeypatch.setattr(SuffixExecutor, "logits", lambda *a, **k: right(*a, **k) + 1e-3)
 
 
 @pytest.mark.usefixtures("wrong")

@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from interv.report.figures import draw
+from interv.spec.schema import Component
+from tests import zoo
 from tests.conftest import SpecWriter
 from tests.test_tables import FACTS, tables
 
@@ -80,3 +83,26 @@ def test_a_wide_model_and_a_long_prompt_stay_readable(
     width, height = struct.unpack(">II", png[16:24])
     assert height > 14 * len(plan.prompts[0].tokens), "rows closer together than their letters"
     assert width > 5 * n_layers
+
+
+def test_every_component_that_a_trace_may_name_is_drawn(
+    write_spec: SpecWriter, gpt2_folder: Path
+) -> None:
+    from tests.conftest import tiny_config
+
+    figures = {"formats": ["png"], "dpi": 30}
+    components = [
+        "block_input", "block_output", "resid_mid", "attention_input", "query_output",
+        "key_output", "value_output", "attention_weight", "attention_value_output",
+        "attention_output", "attention_residual", "mlp_input", "mlp_gate_activation",
+        "mlp_activation", "mlp_output", "mlp_residual",
+    ]  # fmt: skip
+    mixers = ["mixer_input", "mixer_activation", "mixer_output"]
+    assert {*components, *mixers} == set(get_args(Component))
+    mamba = {**zoo.CONFIGS["mamba"], "vocab_size": 420}
+    for config, names in ((tiny_config("llama"), components), (mamba, mixers)):
+        model = {"config": config, "tokenizer": str(gpt2_folder)}
+        grid = {"component": names, "layers": [0, 1], "positions": "last"}
+        path = write_spec(model=model, grid=grid, figures=figures)
+        drawn = names_and_sizes(path)
+        assert {f"trace_{name}.png" for name in names} <= set(drawn)

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from interv.errors import ResumeError, StorageError
-from interv.run.folder import locked, set_aside, write_atomically
+from interv.runner.folder import locked, set_aside, write_atomically
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from interv.run.folder import locked
+from interv.runner.folder import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

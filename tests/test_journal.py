@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from interv.errors import ResumeError, StorageError
-from interv.run import journal as journals
+from interv.runner import journal as journals
 
 ENVIRONMENT = {"torch": "1", "threads": 2}
 

@@ -7,10 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from interv.engine import Edit, ReferenceExecutor, Run, Site, SuffixExecutor, Vanilla, Zero
 from interv.engine.load import load_model, token_embeddings
 from interv.errors import ModelError
 from interv.models import locate
 from interv.spec.schema import ModelSection
+from tests import zoo
 from tests.conftest import tiny_config
 
 
@@ -129,3 +131,76 @@ def test_a_device_that_is_not_there_is_an_error(gpt2_folder: Path) -> None:
 def test_an_attention_that_cannot_be_had_is_an_error(gpt2_folder: Path) -> None:
     with pytest.raises(ModelError, match="cannot be loaded"):
         load({"path": str(gpt2_folder), "attn_implementation": "flash_attention_2"})
+
+
+def executors(value: object) -> list[ReferenceExecutor | SuffixExecutor]:
+    model = load(value)
+    return [kind(model.module, model.anatomy) for kind in (ReferenceExecutor, SuffixExecutor)]
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "esm"])
+def test_an_encoder_is_loaded_as_a_masked_language_model(kind: str) -> None:
+    value = {"config": zoo.CONFIGS[kind], "dtype": "float64"}
+    model = load(value)
+    assert type(model.module).__name__.endswith("ForMaskedLM")
+    assert model.anatomy.reach == "layers"
+    ids = tuple(zoo.ids())
+    run = Run(ids, (Edit(Site("mlp_output", 1, (4,)), Zero()),))
+    one, other = (executor.logits([run, Run(ids)], None) for executor in executors(value))
+    assert torch.allclose(one, other, rtol=0, atol=1e-12)
+    # What stands before the site looks at it too.
+    assert (one[0] - one[1]).abs().amax(1).min() > 1e-8
+
+
+@pytest.mark.parametrize("kind", zoo.EXPERTS)
+def test_experts_run_in_float64(kind: str) -> None:
+    value = {"config": zoo.CONFIGS[kind], "dtype": "float64"}
+    ids, other = tuple(zoo.ids()), tuple(zoo.ids(1))
+    run = Run(ids, (Edit(Site("mlp_output", 1, (4,)), Vanilla(), Run(other)),))
+    one, two = (executor.logits([run, Run(ids)], None) for executor in executors(value))
+    assert one.dtype == torch.float64
+    assert torch.allclose(one, two, rtol=0, atol=1e-10)
+    assert (one[0] - one[1]).abs().max() > 1e-8
+
+
+@pytest.mark.parametrize("kind", zoo.RECOGNISED)
+def test_a_type_that_is_not_in_the_table_is_recognised(kind: str) -> None:
+    value = {"config": zoo.CONFIGS[kind]}
+    section = ModelSection.model_validate(value)
+    facts = locate(section, 0).facts
+    assert facts is not None and facts.family is None
+    anatomy = load(value).anatomy
+    assert anatomy.family is not None and anatomy.family.name == kind
+    wanted = {"block_output", "mlp_output", "attention_output", "head_key_output", "logits"}
+    assert wanted <= set(anatomy.components)
+    assert anatomy.n_units("head_key_output") == 2
+
+
+def test_a_type_that_nobody_knows_is_an_error() -> None:
+    config = {**tiny_config("gpt2"), "model_type": "mystery"}
+    with pytest.raises(ModelError, match=r"cannot be loaded: .*mystery"):
+        load({"config": config})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_kv_heads": 2}, "n_kv_heads 2, the model has 4"),
+        ({"n_head": 8}, None),
+        ({"head_dim": 12}, None),
+        ({"n_inner": 48}, None),
+    ],
+)
+def test_heads_that_are_not_the_models_are_an_error(
+    fields: dict[str, object], message: str | None
+) -> None:
+    """A plan made for other heads would intervene on other columns. Of two names of a field the
+    one that transformers reads counts, and its own fields are not mistaken for foreign ones."""
+    config = {**tiny_config("llama"), **fields}
+    if "num_kv_heads" in fields:
+        del config["num_key_value_heads"]
+    if message is None:
+        load({"config": config})
+        return
+    with pytest.raises(ModelError, match=message):
+        load({"config": config})

@@ -4,13 +4,14 @@ import importlib.util
 import json
 import shutil
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from interv.errors import ModelError
 from interv.models import locate
-from interv.models.families import FAMILIES
-from interv.spec.schema import ModelSection
+from interv.models.families import FAMILIES, HEAD_PREFIX, LAYERLESS
+from interv.spec.schema import Component, ModelSection
 from tests.conftest import tiny_config
 
 
@@ -107,8 +108,15 @@ def test_a_random_model_is_known_by_config_and_seed() -> None:
 
 
 def test_every_family_has_the_same_words() -> None:
-    words = [tuple(family.components) for family in FAMILIES]
-    assert len(set(words)) == 1
+    """What a spec may name, the same by head, and each tower's with its prefix."""
+    words = set(get_args(Component))
+    for family in FAMILIES:
+        towers = ("",) if isinstance(family.blocks, str) else tuple(family.blocks)
+        for name in family.components:
+            [word] = [name.removeprefix(tower) for tower in towers if name.startswith(tower)]
+            assert word.removeprefix(HEAD_PREFIX) in words, (family.name, name)
+        assert set(family.layerless) <= set(LAYERLESS)
+    assert words == {name for family in FAMILIES for name in family.components} & words
     types = [t for family in FAMILIES for t in family.model_types]
     assert len(types) == len(set(types))
 

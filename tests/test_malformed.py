@@ -119,10 +119,6 @@ CASES = [
          files={"model.gguf": "nothing of the kind"}),
     Case("broken config", "  path: MODEL", "  path: ./model", 3, ("config.json: is not JSON",),
          files={"model/config.json": "{"}),
-    Case("unknown family", "  path: MODEL", "  path: ./model", 3, ("'mystery'", "gpt2"),
-         files={"model/config.json": json.dumps({
-             "model_type": "mystery", "n_layer": 1, "n_head": 1, "n_embd": 8, "n_positions": 8,
-             "vocab_size": 9})}),
     Case("extends nothing", "kind: trace", "extends: other.yaml\nkind: trace", 1, ("not a file",)),
     Case("extends a list", "kind: trace", "extends: [a]\nkind: trace", 1, ("not a file name",)),
     Case("extends itself", "kind: trace", "extends: spec.yaml\nkind: trace", 1, ("in a circle",)),

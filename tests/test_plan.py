@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from interv.plan import estimate, make_packs, make_plan
+from interv.plan import Cell, estimate, make_packs, make_plan, max_tokens
+from interv.plan.cost import token_bytes
 from interv.plan.packs import first_layer
 from interv.plan.trace import window_layers
 from interv.spec import load_spec
+from interv.spec.schema import RunSection
 from tests.conftest import PROMPT, Result, SpecWriter
 
 FACTS = [
@@ -140,23 +143,88 @@ def test_packs_hold_every_cell_once_and_keep_to_the_budget(
     }
     path.write_text(json.dumps(document))
     plan = plan_of(path)
-    packs = make_packs(plan, executor)
+    packs = make_packs(plan, executor, budget)
     packed = [c for pack in packs for c in pack.cells]
     assert len(packed) == len(plan.cells)
     assert set(packed) == set(plan.cells)
+
+    def tokens(cell: Cell) -> int:
+        if executor == "suffix" and plan.is_no_op(cell):
+            return 0
+        first = cell.position if executor == "suffix" else 0
+        return plan.draws * (plan.tokens(cell.prompt) - first)
+
     for pack in packs:
-        assert {c.prompt for c in pack.cells} == {pack.prompt}
-        first = min(c.position for c in pack.cells) if executor == "suffix" else 0
-        row = plan.draws * (plan.tokens(pack.prompt) - first)
-        if pack.block_tokens:
-            assert len(pack.cells) == 1 or len(pack.cells) * row <= budget
-        else:
-            assert all(plan.is_no_op(c) or first_layer(c) == 3 for c in pack.cells)
-    assert packs == make_packs(plan_of(path), executor)
+        assert {c.prompt for c in pack.cells} <= set(pack.prompts)
+        assert len(pack.cells) == 1 or sum(map(tokens, pack.cells)) <= budget
+        layers = [3 - first_layer(c) if executor == "suffix" else 3 for c in pack.cells]
+        work = sum(n * tokens(c) for n, c in zip(layers, pack.cells, strict=True))
+        assert pack.block_tokens == work
+        if len(pack.prompts) > 1:
+            first = [c for c in plan.cells if c.prompt == pack.prompts[0]]
+            assert sum(map(tokens, first)) < budget, "prompts that fill packs do not share them"
+    assert packs == make_packs(plan_of(path), executor, budget)
     skipped = {c.id for c in plan.cells[::2]}
-    assert {c.id for p in make_packs(plan, executor, skipped) for c in p.cells} == {
-        c.id for c in plan.cells
-    } - skipped
+    left = make_packs(plan, executor, budget, elsewhere=skipped)
+    assert {c.id for p in left for c in p.cells} == {c.id for c in plan.cells} - skipped
+    one = make_packs(plan, executor, budget, prompts=[1])
+    assert {c for p in one for c in p.cells} == {c for c in plan.cells if c.prompt == 1}
+
+
+@pytest.mark.parametrize("executor", ["reference", "suffix"])
+def test_small_prompts_share_packs_and_large_ones_do_not(
+    write_spec: SpecWriter, executor: str
+) -> None:
+    plan = plan_of(write_spec(data={"facts": FACTS}))
+    [*together] = make_packs(plan, executor, 10**6)
+    assert [pack.prompts for pack in together] == [(0, 1)]
+    assert {pack.prompts for pack in make_packs(plan, executor, 50)} == {(0,), (1,)}
+
+
+@pytest.mark.parametrize(
+    ("memory", "number"),
+    [
+        ("1GB", 10**9), ("1GiB", 2**30), ("512 MiB", 2**29), ("1.5KB", 1500), ("0.5 GiB", 2**29),
+        (None, None),
+    ],
+)  # fmt: skip
+def test_memory_is_read_as_bytes(memory: str | None, number: int | None) -> None:
+    assert RunSection(memory=memory).memory_bytes == number
+
+
+@pytest.mark.parametrize("memory", ["1", "1G", "-1GB", "GB", "1 TB", "1gb", "1.GB", "1e3MB"])
+def test_memory_of_another_form_is_refused(memory: str) -> None:
+    with pytest.raises(ValidationError, match="memory"):
+        RunSection(memory=memory)
+
+
+def test_memory_decides_the_tokens_of_a_forward(write_spec: SpecWriter) -> None:
+    path = write_spec()
+    plan = plan_of(path)
+    token = token_bytes(plan.facts, "float32")
+
+    def tokens(*overrides: str, gpu: int | None = None) -> int:
+        return max_tokens(plan_of(path, *overrides), gpu)
+
+    # Half of it is for the activations.
+    assert tokens("run.memory=1MB") == 10**6 // (2 * token)
+    assert tokens("run.memory=1MB", "model.dtype=float64") == 10**6 // (4 * token)
+    assert tokens("run.memory=1KB") == 1
+    assert tokens("run.memory=1MB", "run.max_tokens=7") == 7
+    # No more than is of use, however much there is.
+    assert tokens("run.memory=900GiB") == 2048
+    assert tokens("run.memory=900GiB", gpu=1) == 32768
+    # Else a quarter of what is free.
+    assert tokens(gpu=8 * 100 * token) == 100
+    assert 1 <= tokens() <= 2048
+
+
+def test_a_plan_counts_the_packs_that_memory_allows(write_spec: SpecWriter) -> None:
+    path = write_spec()
+    few, many = (estimate(plan_of(path, f"run.memory={m}")) for m in ("1GiB", "1KB"))
+    assert (few.forwards, many.forwards) == (1, few.points)
+    assert few.block_tokens == many.block_tokens
+    assert few.memory_bytes > many.memory_bytes
 
 
 def test_plan_writes_nothing_and_counts_what_is_done(

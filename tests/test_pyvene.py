@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import random
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +20,10 @@ import torch
 import yaml
 from torch import nn
 
-from interv.engine import load_model
+from interv.engine import Edit, Run, Site, SuffixExecutor, Vanilla, anatomy_of, load_model
 from interv.models import locate
 from interv.spec.schema import ModelSection
+from tests import zoo
 from tests.conftest import PROMPT, Result, make_model
 
 with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -191,3 +194,158 @@ def test_the_default_model(cli: Callable[..., Result], tmp_path: Path) -> None:
     }
     cells = [("block_output", 1, i, p) for i in layers for p in positions]
     compare(spec, copy, cli, tmp_path, cells)
+
+
+PYVENES = {"mlp_gate_activation": "mlp_activation"}
+"""pyvene's name of a component where it is another: on gated MLPs its `mlp_activation` is the
+gate's activation, without the other factor."""
+
+LLAMA_COMPONENTS = (
+    "block_input",
+    "block_output",
+    "attention_input",
+    "attention_output",
+    "attention_value_output",
+    "query_output",
+    "key_output",
+    "value_output",
+    "head_attention_value_output",
+    "head_query_output",
+    "head_key_output",
+    "head_value_output",
+    "mlp_input",
+    "mlp_gate_activation",
+    "mlp_output",
+)
+"""All that pyvene 0.1.8 has for Llama: heads of keys and values too, though not on Qwen 2 or
+OLMo. Left out is what it has no name for: `attention_weight`, `resid_mid`, the neurons
+(`mlp_activation`) and the residuals, which on Llama are the outputs."""
+
+GPT2_COMPONENTS = (
+    *(name for name in LLAMA_COMPONENTS if name != "mlp_gate_activation"),
+    "mlp_activation",
+)
+"""Without `attention_weight`: pyvene has the name, but its hook is on a module that never runs,
+so that the swap changes nothing (`test_faults.py`, the sixth)."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A swap of one site of `base` from `source`, both token ids."""
+
+    base: tuple[int, ...]
+    source: tuple[int, ...]
+    component: str
+    layer: int
+    positions: tuple[int, ...]
+    heads: tuple[int, ...] | None
+
+
+def random_points(
+    components: Sequence[str],
+    n: int,
+    pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]],
+    n_layers: int,
+    units: Callable[[str], int | None],
+) -> list[Point]:
+    """Seeded points over all the components, each with one to three positions and heads."""
+    chance = random.Random(0)
+
+    def some(upto: int) -> tuple[int, ...]:
+        return tuple(sorted(chance.sample(range(upto), min(upto, chance.choice([1, 1, 2, 3])))))
+
+    points = []
+    for i in range(n):
+        base, source = pairs[i % len(pairs)]
+        component = components[i % len(components)]
+        count = units(component)
+        heads = some(count) if component.startswith("head_") and count else None
+        positions = some(min(len(base), len(source)))
+        points.append(Point(base, source, component, chance.randrange(n_layers), positions, heads))
+    return points
+
+
+def pyvene_last_logits(model: nn.Module, point: Point) -> torch.Tensor:
+    """Logits `[vocab]` of the last position."""
+    unit = "pos" if point.heads is None else "h.pos"
+    config = pyvene.IntervenableConfig(
+        [
+            pyvene.RepresentationConfig(
+                point.layer,
+                PYVENES.get(point.component, point.component),
+                unit,
+                len(point.positions),
+            )
+        ],
+        intervention_types=[pyvene.VanillaIntervention],
+    )
+    wrapped = pyvene.IntervenableModel(config, model)
+    wrapped.disable_model_gradients()
+    positions = [list(point.positions)]
+    at = [positions] if point.heads is None else [[[list(point.heads)], positions]]
+    with torch.no_grad():
+        _, out = wrapped(
+            {"input_ids": torch.tensor([point.base])},
+            [{"input_ids": torch.tensor([point.source])}],
+            {"sources->base": (at, at)},
+        )
+    logits: torch.Tensor = out.logits[0, -1]
+    return logits
+
+
+def compare_points(model: nn.Module, copy: nn.Module, points: Sequence[Point], abs: float) -> None:
+    """All points in one call of the suffix executor, against pyvene's one by one."""
+    executor = SuffixExecutor(model, anatomy_of(model))
+    runs = [
+        Run(
+            point.base,
+            (
+                Edit(
+                    Site(point.component, point.layer, point.positions, point.heads),
+                    Vanilla(),
+                    Run(point.source),
+                ),
+            ),
+        )
+        for point in points
+    ]
+    ours = executor.logits(runs)[:, 0].double().softmax(-1)
+    plain = executor.logits([Run(point.base) for point in points])[:, 0].double().softmax(-1)
+    for i, point in enumerate(points):
+        theirs = pyvene_last_logits(copy, point).double().softmax(-1)
+        assert float((ours[i] - theirs).abs().max()) <= abs, point
+    moved = (ours - plain).abs().amax(1)
+    assert int((moved > 10 * abs).sum()) > 0.7 * len(points), "the swaps hardly do anything"
+
+
+@pytest.mark.parametrize(("kind", "components"), [("llama", LLAMA_COMPONENTS),
+                                                  ("gpt2", GPT2_COMPONENTS)])  # fmt: skip
+def test_every_component_of_a_tiny_model(kind: str, components: tuple[str, ...]) -> None:
+    """In float64; GPT-2's queries, keys and values share one projection, Llama's heads keys."""
+    model, copy = zoo.make(kind), zoo.make(kind)
+    pairs = [
+        (tuple(zoo.ids(0)), tuple(zoo.ids(1))),
+        (tuple(zoo.ids(2, length=9)), tuple(zoo.ids(3))),
+    ]
+    units = anatomy_of(model).n_units
+    points = random_points(components, 4 * len(components), pairs, zoo.LAYERS, units)
+    compare_points(model, copy, points, abs=1e-12)
+
+
+@pytest.mark.model
+def test_fifty_points_of_the_default_model() -> None:
+    section = ModelSection(name="smollm2-135m")
+    files = locate(section, 0)
+    model, copy = (load_model(files, section, 0, "cpu").module for _ in range(2))
+    assert files.tokenizer is not None
+    places = ("The Eiffel Tower", "The Colosseum"), ("The Space Needle", "The Brandenburg Gate")
+    pairs = [
+        tuple(
+            tuple(files.tokenizer.encode(f"{place} is located in the city of").ids) for place in p
+        )
+        for p in places
+    ]
+    units = anatomy_of(model).n_units
+    assert (units("head_query_output"), units("head_key_output")) == (9, 3)
+    points = random_points(LLAMA_COMPONENTS, 50, pairs, 30, units)
+    compare_points(model, copy, points, abs=1e-5)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
-from interv.spec import TraceSpec
+from interv.spec.kinds import KINDS
 from tests.conftest import CONFIGS, REPOSITORY, Result
 
 README = (REPOSITORY / "README.md").read_text()
@@ -22,11 +24,14 @@ COMMANDS = [
     for line in block.splitlines()
     if line.startswith("interv ")
 ]
+# A block goes on from those before it, as somebody who types it all in does.
+PYTHON = [block for kind, block in BLOCKS if kind == "python"]
 
 
 def test_it_has_examples() -> None:
     assert len(COMMANDS) >= 5
     assert any(kind == "yaml" for kind, _ in BLOCKS)
+    assert PYTHON
 
 
 @pytest.mark.model
@@ -38,7 +43,7 @@ def test_every_command_in_the_readme_is_valid(
     name, *arguments = shlex.split(command)[1:]
     if name == "validate":
         arguments = [str(p) for a in arguments for p in sorted(Path().glob(a))]
-    if name == "trace":
+    if name in ("trace", "collect"):
         # Planned, not run: the demo itself is run in test_default_model.py.
         arguments = [a for a in arguments if a not in ("--fresh", "--json", "--quiet")]
         arguments.append("--plan")
@@ -59,14 +64,31 @@ def test_every_spec_in_the_readme_is_valid(
 
 
 @pytest.mark.model
+def test_the_python_in_the_readme_runs(environment: dict[str, str], tmp_path: Path) -> None:
+    # Links stand in for the repository, so that what it writes is not there.
+    for path in REPOSITORY.iterdir():
+        if path.name not in ("outputs", ".git"):
+            (tmp_path / path.name).symlink_to(path)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", "\n".join(PYTHON)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.model
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.name)
 def test_every_config_is_valid_and_planned(
     path: Path, cli: Callable[..., Result], tmp_path: Path
 ) -> None:
     assert cli("validate", path).code == 0
     assert cli("plan", path, "-o", tmp_path).code == 0
-    sections = list(TraceSpec.model_fields)
-    keys = list(yaml.safe_load(path.read_text()))
+    document = yaml.safe_load(path.read_text())
+    sections, keys = list(KINDS[document["kind"]].model_fields), list(document)
     assert keys == [s for s in sections if s in keys], "sections out of order"
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 
+from tests import zoo
 from tests.by_hand import draws, module_name, trace_cell
 from tests.conftest import CORPUS, PROMPT, Result, SpecWriter
 
@@ -231,14 +232,14 @@ def test_what_is_kept_of_a_prompt_is_gone_with_it(write_spec: SpecWriter) -> Non
     """Else the memory of a run would grow with its prompts."""
     from interv.engine import SuffixExecutor, load_model
     from interv.plan import make_plan
-    from interv.run.trace import Tracer
+    from interv.runner.trace import Tracer
     from interv.spec import load_spec
 
     facts = [FACT, {"prompt": "The Old Bridge is in downtown", "subject": "Old", "answer": "Rome"}]
     plan = make_plan(load_spec(write_spec(data={"facts": facts, "keep": "all"})))
     model = load_model(plan.files, plan.spec.model, 0, "cpu")
     tracer = Tracer(plan, model)
-    tracer.executor = executor = SuffixExecutor(model.module, model.family, 3)
+    tracer.executor = executor = SuffixExecutor(model.module, model.anatomy, 3)
     for prompt in plan.prompts.values():
         tracer.baseline(prompt)
         assert len(executor._bases) == 1 + plan.draws
@@ -383,3 +384,80 @@ def test_a_chat_template_is_applied_and_recorded(
     assert prompts["answer"][0] == "Seattle"
     assert prompts["subject_first"][0] == 1
     assert json.loads((out / "run.json").read_text())["model"]["chat_template"] is True
+
+
+@pytest.mark.parametrize("kind", ["stablelm", "mistral", "gemma2", "gpt_neo", "bert"])
+def test_other_families_give_the_same_table_on_both_executors(
+    write_spec: SpecWriter, cli: Cli, tmp_path: Path, gpt2_folder: Path, kind: str
+) -> None:
+    """A type that is recognised, windows that slide (of 3 tokens), models
+    whose rows start at layers only."""
+    config = {**zoo.CONFIGS[kind], "vocab_size": 420, "initializer_range": 0.3}
+    grid = [
+        {"component": ["block_output", "mlp_input", "mlp_activation", "attention_input"]},
+        {"component": ["mlp_output", "attention_output"], "window": 2},
+        {"component": "block_output", "sever": "attention_output"},
+    ]
+    path = write_spec(
+        model={"config": config, "tokenizer": str(gpt2_folder), "dtype": "float64"},
+        grid=grid,
+        metric="log_probability",
+    )
+    tables = {}
+    for executor in ("suffix", "reference"):
+        folder = run(cli, path, tmp_path / executor, f"run.executor={executor}")
+        tables[executor] = results(folder)
+        record = json.loads((folder / "run.json").read_text())
+        assert record["environment"]["executor"] == executor
+    pd.testing.assert_frame_equal(tables["suffix"], tables["reference"], rtol=1e-6, atol=1e-6)
+    assert len(tables["suffix"]) == 3 * 6 * 7
+    assert (tables["suffix"]["effect"].abs() > 1e-3).mean() > 0.4, "hardly anything had an effect"
+
+
+def test_a_component_that_a_recognised_model_lacks_is_an_error(
+    write_spec: SpecWriter, cli: Cli, tmp_path: Path, gpt2_folder: Path
+) -> None:
+    config = {**zoo.CONFIGS["cohere"], "vocab_size": 420}
+    model = {"config": config, "tokenizer": str(gpt2_folder)}
+    path = write_spec(model=model, grid={"component": "resid_mid"})
+    assert "components: models of type 'cohere' are recognised" in cli("plan", path).out
+    result = cli("trace", path, "-o", tmp_path / "outputs")
+    assert result.code == 1
+    assert "cohere models have no component 'resid_mid'" in result.err
+    assert "Traceback" not in result.err
+
+
+def test_a_resumed_run_keeps_the_size_of_its_packs(
+    write_spec: SpecWriter, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What memory was free when it began decides them, whatever is free later."""
+    from interv.plan import make_plan
+    from interv.plan.cost import token_bytes
+    from interv.spec import load_spec
+
+    path = write_spec()
+    facts = make_plan(load_spec(path)).facts
+    assert facts is not None
+
+    def free(tokens: int) -> None:
+        monkeypatch.setattr(
+            "interv.plan.cost.free_cpu_bytes", lambda: 8 * tokens * token_bytes(facts, "float32")
+        )
+
+    free(20)
+    folder = run(cli, path, tmp_path)
+    journal = folder / "journal.jsonl"
+    whole, table = journal.read_text(), (folder / "results.csv").read_bytes()
+    lines = whole.splitlines(keepends=True)
+    assert json.loads(lines[0])["environment"]["max_tokens"] == 20
+    assert len(lines) > 10
+    journal.write_text("".join(lines[:5]))
+    free(1000)
+    assert run(cli, path, tmp_path) == folder
+    assert journal.read_text() == whole
+    assert (folder / "results.csv").read_bytes() == table
+    # A number of the spec's own is another condition, as it always was.
+    journal.write_text("".join(lines[:5]))
+    other = cli("trace", path, "run.max_tokens=30", "-o", tmp_path / "outputs")
+    assert other.code == 1
+    assert "max_tokens 20 -> 30" in other.err

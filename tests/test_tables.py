@@ -8,7 +8,7 @@ import pytest
 
 from interv.plan import Plan, make_plan
 from interv.report.tables import results_table, summary_table
-from interv.run.journal import Journal
+from interv.runner.journal import Journal
 from interv.spec import load_spec
 from tests.conftest import PROMPT, SpecWriter
 

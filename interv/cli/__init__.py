@@ -7,6 +7,7 @@ that needs it runs.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from types import FrameType
@@ -52,6 +53,9 @@ def _root(
 
 def main() -> NoReturn:
     """The console script; errors raised on purpose become a message and an exit code."""
+    # On a machine that others use too, threads that spin while they wait for each other slow
+    # every forward several times over; read when torch is imported.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = app(standalone_mode=False)

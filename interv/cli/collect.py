@@ -55,10 +55,14 @@ def _run(made: CollectPlan, outputs: Path, *, fresh: bool, quiet: bool) -> Path:
         f"{made.files.label}, {made.spec.model.dtype}: {count(len(made.texts), 'prompt')}, "
         f"{count(made.n_rows, 'row')} of {count(len(made.wanted), 'tensor')}"
     )
-    with console.progress() as progress:
-        folder, computed = carry_out_collect(
-            made, outputs, fresh=fresh, progress=progress, say=console.say
-        )
+    try:
+        with console.progress() as progress:
+            folder, computed = carry_out_collect(
+                made, outputs, fresh=fresh, progress=progress, say=console.say
+            )
+    except KeyboardInterrupt:
+        console.say("stopped: finished files are kept; the same command goes on from there")
+        raise
     if not computed:
         console.say("nothing was left to compute")
     return folder

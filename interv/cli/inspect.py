@@ -45,17 +45,24 @@ def inspect(
 
 
 def _anatomy(word: str) -> tuple[Anatomy, str]:
-    from interv.errors import ModelError
+    from interv.errors import ModelError, UsageError
     from interv.models import locate
     from interv.models.anatomy import Anatomy
     from interv.models.fetch import fetch
     from interv.spec.schema import ModelSection, bare_model
 
-    if word.endswith(".json"):
+    by_config = word.endswith(".json")
+    if not word:
+        raise UsageError("which model? its name is empty")
+    if by_config:
         section = ModelSection(config=_read_config(Path(word)))
     else:
         section = ModelSection.model_validate(bare_model(word))
-    files = locate(section, 0)
+    try:
+        files = locate(section, 0)
+    except ModelError as error:
+        # As in a spec: what was written is wrong.
+        raise UsageError(str(error)) from None
     if files.facts is None and files.origin == "hub":
         fetch(section, weights=False)
         files = locate(section, 0)
@@ -68,7 +75,7 @@ def _anatomy(word: str) -> tuple[Anatomy, str]:
         from interv.engine.recognise import from_config
 
         family = from_config(config)
-    return Anatomy(family, files.facts, config), files.label
+    return Anatomy(family, files.facts, config), word if by_config else files.label
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -77,14 +84,15 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: cannot be read: {error}") from None
+        reason = error.strerror if isinstance(error, OSError) else f"is not JSON: {error}"
+        raise UsageError(f"{path}: {reason}") from None
     if not isinstance(found, dict):
         raise UsageError(f"{path}: is not a config.json")
     return found
 
 
 def _show_model(anatomy: Anatomy, label: str, *, as_json: bool) -> None:
-    from interv.models.support import FAST, component_facts, shape_of
+    from interv.models.support import component_facts, shape_of
 
     assert anatomy.facts is not None and anatomy.family is not None
     lines = component_facts(anatomy)
@@ -110,7 +118,7 @@ def _show_model(anatomy: Anatomy, label: str, *, as_json: bool) -> None:
     )
     if anatomy.family.note:
         typer.echo(anatomy.family.note)
-    typer.echo(f"The suffix executor starts a row {FAST[anatomy.reach]}.")
+    typer.echo(f"The suffix executor starts a row {lines[0].fast}.")
     typer.echo("Any module's .input and .output, by its path, are components too.")
     rows = [("component", "shape", "module")]
     for line in lines:

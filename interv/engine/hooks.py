@@ -42,7 +42,8 @@ def visiting(model: nn.Module, visits: Mapping[Place, Visit]) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(_evaluating(model))
-        for place, visit in visits.items():
+        # What goes on into the stream is settled before what reads it gets a tensor of its own.
+        for place, visit in sorted(visits.items(), key=lambda item: not item[0].shared):
             stack.enter_context(
                 _hooked(find_module(model, place.path), place, counted(place, visit))
             )

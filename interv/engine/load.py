@@ -53,8 +53,8 @@ def load_model(files: ModelFiles, section: ModelSection, seed: int, device: str)
             if files.origin == "config":
                 module = _random(files, options, seed)
             else:
-                module = _pretrained(files, section, options)
-        if section.device_map is None:
+                module = _pretrained(files, section, options, where)
+        if section.device_map is None and not _is_quantised(files):
             module = module.to(where)
     except IntervError:
         raise
@@ -146,7 +146,14 @@ def _auto(files: ModelFiles) -> Any:
     return getattr(transformers, family.auto if family else "AutoModelForCausalLM")
 
 
-def _pretrained(files: ModelFiles, section: ModelSection, options: dict[str, Any]) -> Any:
+def _is_quantised(files: ModelFiles) -> bool:
+    """Whether the weights are quantised on disk; transformers places such a model itself."""
+    return files.origin != "gguf" and "quantization_config" in (files.config or {})
+
+
+def _pretrained(
+    files: ModelFiles, section: ModelSection, options: dict[str, Any], where: torch.device
+) -> Any:
     if files.origin == "gguf":
         assert files.gguf_file is not None and files.identity is not None
         source = _dequantised(files.gguf_file, files.identity)
@@ -155,6 +162,8 @@ def _pretrained(files: ModelFiles, section: ModelSection, options: dict[str, Any
         source = files.folder
     if section.device_map is not None:
         options["device_map"] = section.device_map
+    elif _is_quantised(files):
+        options["device_map"] = {"": where}
     module, info = _auto(files).from_pretrained(
         str(source),
         trust_remote_code=False,

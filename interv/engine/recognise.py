@@ -7,6 +7,7 @@ residual stream by its sums.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from interv.engine.attention import routing
 from interv.engine.hooks import visiting
 from interv.errors import EngineError, ModelError
 from interv.models.anatomy import Anatomy, Place
@@ -215,8 +217,8 @@ def _is_stream(model: nn.Module, anatomy: Anatomy, seen: dict[Place, Tensor]) ->
 
 def _uses_interface(model: nn.Module, anatomy: Anatomy) -> bool:
     """Whether every layer's attention goes through transformers' attention functions, once."""
-    from interv.engine.attention import routing
-
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        return False
     try:
         with (
             routing(model, anatomy, lambda call: call.plain(), range(anatomy.n_layers), masks=True),

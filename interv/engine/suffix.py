@@ -12,9 +12,9 @@ Nothing is trusted: `interv.runner.certify` compares rows of each plan with the 
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,30 +22,13 @@ from torch import Tensor, nn
 
 from interv.engine.attention import Call
 from interv.engine.hooks import find_module, foreign_hooks
-from interv.engine.interventions import Collect, Vanilla
 from interv.engine.reference import ReferenceExecutor, Start, by_shape
-from interv.engine.runs import Edit, Inputs, Run, Site, read_positions
-from interv.engine.walk import BY_POSITION, Base, Length, Row, Walk
+from interv.engine.rows import BY_POSITION, Base, Length, Row, Rows
+from interv.engine.runs import Edit, Inputs, Run, Site
+from interv.engine.walk import Walk
 from interv.errors import EngineError
 from interv.models.anatomy import Anatomy, Place
 
-# At the last layer these reach no position but their own.
-_LOCAL = {
-    "block_output",
-    "resid_mid",
-    "mlp_input",
-    "mlp_activation",
-    "mlp_gate_activation",
-    "mlp_output",
-    "mlp_residual",
-    "attention_output",
-    "attention_residual",
-    "attention_value_output",
-    "head_attention_value_output",
-    "query_output",
-    "head_query_output",
-    "attention_weight",
-}
 _LOGITS = 1 << 26  # numbers: what one walk may give at most
 
 
@@ -66,6 +49,7 @@ class SuffixExecutor:
         self._max_tokens = max_tokens
         self._reference = ReferenceExecutor(model, anatomy)
         self._sites = self._reference.sites
+        self._rows = Rows(self._sites)
         self._in_tuple = False
         self._bases: dict[Run, Base] = {}
         self._lengths: dict[int, Length] = {}
@@ -86,13 +70,15 @@ class SuffixExecutor:
         if any(isinstance(run.ids, Inputs) for run in distinct):
             raise EngineError("the suffix executor takes token ids only")
         self._prepare(distinct)
-        rows = {run: self._row(run, at) for run in distinct}
+        rows = {run: self._rows.row(run, at) for run in distinct}
         # Those that change nothing share their base's.
-        values: dict[tuple[Run, tuple[int, ...]], Tensor] = {}
-        todo = list({(row.run, row.read): row for row in rows.values()}.values())
-        for row, logits, _ in self._walked(todo, tokens):
-            values[row.run, row.read] = logits
-        return torch.stack([values[rows[run].run, rows[run].read] for run in runs])
+        todo = {(row.run, row.read): row for row in rows.values()}
+        number: dict[tuple[Run, tuple[int, ...]], int] = {}
+        found: list[Tensor] = []
+        for row, logits, _ in self._walked(list(todo.values()), tokens):
+            number[row.run, row.read] = len(found)
+            found.append(logits)
+        return torch.stack([found[number[rows[run].run, rows[run].read]] for run in runs])
 
     def states(self, runs: Sequence[Run], sites: Sequence[Site]) -> list[list[Tensor]]:
         self._need({key: {self._sites.place(site) for site in sites} for key in runs})
@@ -111,42 +97,46 @@ class SuffixExecutor:
         assert edit.source is not None
         return self._take(edit.source, edit.reads)
 
-    def _need(self, wanted: Mapping[Run, Collection[Place]]) -> None:
-        """Keep the states of these runs at these places."""
+    def _prepare(self, runs: Sequence[Run]) -> None:
+        """Sources and bases of these runs; the reference reads its sources where it restarts."""
+        wanted = self._sites.wanted_by(runs)
+        self._need(wanted, [self._rows.base_of(run) for run in runs])
+        self._reference.keep({key: self._states[key] for key in _keys(wanted)})
+
+    def _need(self, wanted: Mapping[Run, Collection[Place]], bases: Iterable[Run] = ()) -> None:
+        """Keep the states of these runs at these places, and what these bases leave behind."""
         missing = {
             run: {place for place in places if (run, place) not in self._states}
             for run, places in wanted.items()
         }
-        missing = {run: places for run, places in missing.items() if places}
-        if not missing:
-            return
-        # Edited sources are rows too; what they share with their base is read from the base.
-        edited = [run for run in missing if self._base(run) != run]
-        plain: dict[Run, set[Place]] = defaultdict(set)
+        plain: dict[Run, set[Place]] = {base: set() for base in bases if base not in self._bases}
         for run, places in missing.items():
-            plain[self._base(run)] |= places
-        runs = list(plain)
-        self._reference.need(self._sites.wanted_by(runs))
-        for together in by_shape(runs):
-            some = [runs[i] for i in together]
-            places = set().union(*(plain[run] for run in some))
-            _, found = self._reference.forward(some, (-1,), places)
-            for place, states in found.items():
-                for run, state in zip(some, states, strict=True):
-                    self._states[run, place] = state
+            if places:
+                plain.setdefault(self._rows.base_of(run), set()).update(places)
+        todo = list(plain)
+        self._reference.need(self._sites.wanted_by(todo))
+        for together in by_shape(todo):
+            some = [todo[i] for i in together]
+            self._record(some, set().union(*(plain[run] for run in some)))
+        # Edited sources are rows too; what they share with their base is read from the base.
+        edited = {
+            run: places
+            for run, places in missing.items()
+            if places and self._rows.base_of(run) != run
+        }
         if edited:
-            self._follow({run: missing[run] for run in edited})
+            self._follow(edited)
 
     def _follow(self, wanted: Mapping[Run, set[Place]]) -> None:
         """Keep edited runs' states: their bases', and from their first position on their own."""
         self._prepare(list(wanted))
-        rows = [self._row(run, None) for run in wanted]
+        rows = [self._rows.row(run, None) for run in wanted]
         places = set().union(*wanted.values())
         owners = {id(row): run for row, run in zip(rows, wanted, strict=True)}
         for row, _, states in self._walked(rows, None, places):
             run = owners[id(row)]
             for place in wanted[run]:
-                whole = self._states[self._base(run), place]
+                whole = self._states[self._rows.base_of(run), place]
                 if place in states and row.run == run:
                     whole = whole.clone()
                     own = states[place]
@@ -155,14 +145,8 @@ class SuffixExecutor:
                     whole[row.position :] = own
                 self._states[run, place] = whole
 
-    def _need_bases(self, runs: Sequence[Run]) -> None:
-        missing = [b for b in dict.fromkeys(map(self._base, runs)) if b not in self._bases]
-        self._reference.need(self._sites.wanted_by(missing))
-        for together in by_shape(missing):
-            self._record([missing[i] for i in together])
-
-    def _record(self, bases: list[Run]) -> None:
-        """Run bases of one length in full, and keep what their rows will start from."""
+    def _record(self, bases: list[Run], places: Collection[Place]) -> None:
+        """Run bases of one length in full; keep what their rows will start from, and states."""
         anatomy = self._anatomy
         layers = range(anatomy.n_layers)
         inputs = [anatomy.place("block_input", i) for i in layers]
@@ -187,7 +171,7 @@ class SuffixExecutor:
         handles.append(find_module(self._model, outputs[0].path).register_forward_hook(gives))
         try:
             _, states = self._reference.forward(
-                bases, (-1,), [*inputs, *outputs], inside=keep if whole else None
+                bases, (-1,), {*inputs, *outputs, *places}, inside=keep if whole else None
             )
         finally:
             for handle in handles:
@@ -195,6 +179,8 @@ class SuffixExecutor:
         for i in layers[1:]:
             if not torch.equal(states[outputs[i - 1]], states[inputs[i]]):
                 raise EngineError(f"block {i} does not start from what block {i - 1} gives")
+        for place in places:
+            self._states |= {(b, place): s for b, s in zip(bases, states[place], strict=True)}
         stream = [*(states[place] for place in inputs), states[outputs[-1]]]
         for row, base in enumerate(bases):
             keys = [calls[i].key[row] for i in layers] if whole else []
@@ -206,105 +192,6 @@ class SuffixExecutor:
             self._lengths[len(bases[0])] = Length(
                 [None if m is None else alike[id(m)] for m in masks], given
             )
-
-    def _base(self, run: Run) -> Run:
-        """The run with only its edits before the blocks."""
-        edits = tuple(edit for edit in run.edits if self._layer(edit.site) is None)
-        return run if len(edits) == len(run.edits) else Run(run.ids, edits)
-
-    def _layer(self, site: Site) -> int | None:
-        return self._anatomy.layer_of(site.component, site.layer)
-
-    def _row(self, run: Run, at: Sequence[int] | None) -> Row:
-        """Where a run joins; the base itself, joining nowhere, where it changes nothing read."""
-        base = self._base(run)
-        n_layers = self._anatomy.n_layers
-        read = read_positions(run, at)
-        everywhere = tuple(range(len(run)))
-        read = everywhere if read is None else read
-        own = [edit for edit in run.edits if self._layer(edit.site) is not None]
-        active: list[tuple[int, int]] = []
-        for edit in own:
-            layer = self._joins(edit)
-            positions = edit.site.positions or everywhere
-            if isinstance(edit.intervention, Collect):
-                self._sites.place(edit.site)
-                continue
-            after = self._layer(edit.site) == n_layers
-            local = after or (edit.site.component in _LOCAL and edit.site.layer == n_layers - 1)
-            live = [
-                p
-                for p in positions
-                if not (local and at is not None and p not in read)
-                and not self._is_hold(edit, p, base)
-            ]
-            if live and not edit.intervention.positionwise:
-                # What is drawn or computed over several positions is not cut apart.
-                live = list(positions)
-            active += [(layer, position) for position in live]
-        if not active:
-            return Row(base, base, n_layers, len(run), read)
-        first_layer = min(layer for layer, _ in active)
-        first = 0
-        if self._anatomy.reach == "positions":
-            first = min(position for _, position in active)
-        edits: dict[Place, list[Edit]] = defaultdict(list)
-        for edit in own:
-            kept = tuple(p for p in edit.site.positions or everywhere if p >= first)
-            if not kept or self._joins(edit) < first_layer:
-                continue
-            cut = replace(edit.site, positions=kept)
-            read_at = edit.read
-            if edit.read is not None and len(kept) < len(edit.site.positions or everywhere):
-                where = edit.site.positions or everywhere
-                reads = edit.read.positions or everywhere
-                read_at = replace(
-                    edit.read,
-                    positions=tuple(r for p, r in zip(where, reads, strict=True) if p >= first),
-                )
-            edits[self._sites.place(edit.site)].append(replace(edit, site=cut, read=read_at))
-        return Row(run, base, first_layer, first, read, edits)
-
-    def _joins(self, edit: Edit) -> int:
-        """The layer at which a row with this edit must have joined.
-
-        A block's output is the next block's input, so that the block itself need not run,
-        unless rows start at layers only or the edit reads the block's input.
-        """
-        layer = self._layer(edit.site)
-        assert layer is not None
-        self._sites.place(edit.site)
-        enters = edit.site.component == "block_output" and self._anatomy.reach == "positions"
-        return layer + 1 if enters and not edit.intervention.reads_input else layer
-
-    def _is_hold(self, edit: Edit, position: int, base: Run) -> bool:
-        """Whether an edit writes what the base has there: it matters only after another edit.
-
-        In a causal model source and base agree before the first token or edit in which they
-        differ.
-        """
-        source = edit.source
-        same = edit.read is None or edit.read == edit.site
-        if not isinstance(edit.intervention, Vanilla) or source is None or not same:
-            return False
-        if source == base:
-            return True
-        if self._anatomy.family is None or not self._anatomy.family.causal:
-            return False
-        ids, others = base.ids, source.ids
-        if isinstance(ids, Inputs) or isinstance(others, Inputs) or len(others) <= position:
-            return False
-        if others[: position + 1] != ids[: position + 1]:
-            return False
-        different = set(source.edits) ^ set(base.edits)
-        return all(e.site.positions and position < min(e.site.positions) for e in different)
-
-    def _prepare(self, runs: Sequence[Run]) -> None:
-        """Sources and bases of these runs; the reference reads its sources where it restarts."""
-        wanted = self._sites.wanted_by(runs)
-        self._need(wanted)
-        self._need_bases(runs)
-        self._reference.keep({key: self._states[key] for key in _keys(wanted)})
 
     def _walked(
         self,
@@ -350,9 +237,9 @@ class SuffixExecutor:
         layer = rows[0].layer
         inputs = torch.stack([self._bases[row.base].inputs[layer] for row in rows])
         start = Start(layer, inputs, self._in_tuple)
-        # A run's edits before the blocks have had their effect in its base.
+        # The edits before its first layer have had their effect in its base.
         runs = [
-            Run(row.run.ids, tuple(e for e in row.run.edits if e not in row.base.edits))
+            Run(row.run.ids, tuple(itertools.chain.from_iterable(row.edits.values())))
             for row in rows
         ]
         seen = [place for place in capture if _layer_of(place, self._anatomy) >= layer]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,66 +21,13 @@ from torch import Tensor, nn
 from interv.engine.attention import Call, routing
 from interv.engine.hooks import Visit, find_module, skipping, visiting
 from interv.engine.reference import check_finite, edit_pattern, output_of
+from interv.engine.rows import BY_POSITION, Base, Length, Row
 from interv.engine.runs import Edit, Run
 from interv.engine.sites import Sites, Todo, make_edits, unfold
 from interv.errors import EngineError
 from interv.models.anatomy import Place
 
-BY_POSITION = ("position_embeddings", "position_ids", "cache_position")
-"""Arguments of a block that have a value for each position."""
-
 _ATTENTION_ELEMENTS = 1 << 24  # of keys, values and scores of the rows that attend at once
-
-
-@dataclass(frozen=True)
-class Length:
-    """What blocks were given for runs of one length.
-
-    Attributes:
-        masks: of each layer `[head or 1, query, key]`, or None: all to the left is seen.
-        given: of each layer the arguments that go by position, without the batch dimension.
-    """
-
-    masks: list[Tensor | None]
-    given: list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Base:
-    """What a base run leaves behind.
-
-    Attributes:
-        inputs: for each block its input `[pos, d_model]`; last, the last block's output.
-        keys, values: for each block `[head, pos, head_width]`; empty where rows start at
-            layers only.
-    """
-
-    inputs: list[Tensor]
-    keys: list[Tensor]
-    values: list[Tensor]
-
-
-@dataclass(frozen=True)
-class Row:
-    """A run as the walk sees it.
-
-    Attributes:
-        layer: where it joins; the number of layers, where no block need run.
-        position: its first token that differs from its base's.
-        read: positions whose logits are wanted.
-        edits: what happens at which place.
-    """
-
-    run: Run
-    base: Run
-    layer: int
-    position: int
-    read: tuple[int, ...]
-    edits: Mapping[Place, list[Edit]] = field(default_factory=dict)
-
-    @property
-    def n_tokens(self) -> int:
-        return len(self.run) - self.position
 
 
 class Walk:
@@ -453,17 +400,21 @@ class _Attention:
         # Layers of one kind share their masks; rows join, so that slices differ.
         key = (*map(id, masks), some.start, some.stop)
         if key not in self._seen:
-            if masks[0] is None:
+            if all(mask is None for mask in masks):
                 column = torch.arange(self._long, device=self._keys.device)
                 seen = column <= self._positions[some][:, None, :, None]
                 mask = seen & self._visible[some][:, None, None, :]
             else:
-                padded = torch.stack([self._padded(m) for m in masks if m is not None])
+                # A window makes a mask only where a prompt is longer than it.
+                pairs = zip(masks, self._lengths, strict=True)
+                padded = torch.stack([self._padded(m, length) for m, length in pairs])
                 mask = padded[self._which[some][:, None], :, self._positions[some]].transpose(1, 2)
             self._seen[key] = mask
         return self._seen[key]
 
-    def _padded(self, mask: Tensor) -> Tensor:
-        more = self._long - mask.shape[-1]
+    def _padded(self, mask: Tensor | None, length: int) -> Tensor:
+        if mask is None:
+            mask = torch.ones(1, length, length, dtype=torch.bool, device=self._keys.device).tril()
+        more = self._long - length
         unseen = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
         return nn.functional.pad(mask, (0, more, 0, more), value=unseen)

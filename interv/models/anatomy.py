@@ -9,7 +9,7 @@ from itertools import chain
 from typing import Any
 
 from interv.errors import EngineError, nearest
-from interv.models.config import ModelFacts
+from interv.models.config import ModelFacts, read_facts
 from interv.models.families import HEAD_PREFIX, Family, Reach, Side, Stand
 
 _INDEXED = re.compile(r"\[(\d+)\]")
@@ -62,6 +62,17 @@ class Anatomy:
         both = chain(self.family.components.items(), self.family.layerless.items())
         return tuple(name for name, stand in both if self._has(stand))
 
+    def facts_of(self, component: str) -> ModelFacts | None:
+        """The shape of the tower that a component belongs to; the model's where it has one."""
+        blocks = self.family.blocks if self.family else ""
+        if self.facts is None or isinstance(blocks, str):
+            return self.facts
+        prefix = next((prefix for prefix in blocks if component.startswith(prefix)), None)
+        if prefix is None:
+            return self.facts
+        tower = {"vocab_size": 1, **self.config[f"{prefix}config"]}
+        return read_facts({**tower, "model_type": self.facts.model_type}, f"{prefix}config")
+
     def has_layers(self, component: str) -> bool:
         """Whether a component stands in each block, not once in the model."""
         return self.family is not None and component in self.family.components
@@ -103,8 +114,10 @@ class Anatomy:
             if layer != 0:
                 raise EngineError(f"{component} stands once in the model: its layer is 0")
             return Place(stand.path, stand.side)
-        if not 0 <= layer < self.n_layers:
-            raise EngineError(f"{component}: no layer {layer}, there are {self.n_layers}")
+        facts = self.facts_of(component)
+        n_layers = facts.n_layers if facts else 0
+        if not 0 <= layer < n_layers:
+            raise EngineError(f"{component}: no layer {layer}, there are {n_layers}")
         block = f"{self.blocks(component)}.{layer}"
         path = f"{block}.{stand.path}" if stand.path else block
         return Place(path, stand.side, stand.shared, stand.width == "pattern")
@@ -134,16 +147,17 @@ class Anatomy:
 
         Head components are always divided, and those of the same width too.
         """
-        width = self.stand(component).width
-        if self.facts is None or width not in ("query", "key", "value", "pattern"):
+        width, facts = self.stand(component).width, self.facts_of(component)
+        if facts is None or width not in ("query", "key", "value", "pattern"):
             return None
-        return self.facts.n_heads if width in ("query", "pattern") else self.facts.n_kv_heads
+        return facts.n_heads if width in ("query", "pattern") else facts.n_kv_heads
 
     def width(self, component: str) -> int | None:
         """How many columns a component has; None where the config does not say."""
-        if self.facts is None or as_path(component):
+        facts = self.facts_of(component)
+        if facts is None or as_path(component):
             return None
-        stand, facts = self.stand(component), self.facts
+        stand = self.stand(component)
         units = self.n_units(component)
         if stand.width == "pattern":
             return None
@@ -182,39 +196,40 @@ class Anatomy:
             return None
         if width is None or (not stand.fused and heads is None and dims is None):
             return dims
-        assert self.facts is not None
-        own = self._own_columns(stand, units, width)
-        size = self.facts.d_head
+        facts = self.facts_of(component)
+        assert facts is not None
+        own = _own_columns(stand, facts, width)
+        size = facts.d_head
         if heads is None:
             return tuple(own[d] for d in (range(width) if dims is None else dims))
         of_head = range(size) if dims is None else dims
         return tuple(own[h * size + d] for h in heads for d in of_head)
-
-    def _own_columns(self, stand: Stand, units: int | None, width: int) -> list[int]:
-        """Columns of a component within its module's tensor."""
-        if not stand.fused:
-            return list(range(width))
-        assert self.facts is not None and units is not None
-        size, n_heads, n_kv = self.facts.d_head, self.facts.n_heads, self.facts.n_kv_heads
-        which = ("query", "key", "value").index(stand.width)
-        if stand.fused == "concat":
-            before = (0, n_heads, n_heads + n_kv)[which] * size
-            return list(range(before, before + width))
-        # For each key head: its queries, its key, its value.
-        group = n_heads // n_kv
-        slots = (range(group), (group,), (group + 1,))[which]
-        return [
-            (g * (group + 2) + slot) * size + d
-            for g in range(n_kv)
-            for slot in slots
-            for d in range(size)
-        ]
 
     def _has(self, stand: Stand) -> bool:
         if stand.needs is None or self.family is None:
             return True
         name, wanted = stand.needs
         return bool(self.config.get(name, self.family.defaults.get(name)) == wanted)
+
+
+def _own_columns(stand: Stand, facts: ModelFacts, width: int) -> list[int]:
+    """Columns of a component within its module's tensor."""
+    if not stand.fused:
+        return list(range(width))
+    size, n_heads, n_kv = facts.d_head, facts.n_heads, facts.n_kv_heads
+    which = ("query", "key", "value").index(stand.width)
+    if stand.fused == "concat":
+        before = (0, n_heads, n_heads + n_kv)[which] * size
+        return list(range(before, before + width))
+    # For each key head: its queries, its key, its value.
+    group = n_heads // n_kv
+    slots = (range(group), (group,), (group + 1,))[which]
+    return [
+        (g * (group + 2) + slot) * size + d
+        for g in range(n_kv)
+        for slot in slots
+        for d in range(size)
+    ]
 
 
 def is_by_head(component: str) -> bool:

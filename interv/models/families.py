@@ -469,7 +469,7 @@ FAMILIES = (
     _bert(
         "esm.encoder.layer",
         "esm.embeddings.word_embeddings",
-        "lm_head.decoder",
+        "lm_head",
         "esm.encoder.emb_layer_norm_after",
         name="ESM",
         model_types=("esm",),

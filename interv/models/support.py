@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from interv.models.anatomy import Anatomy, is_by_head
+from interv.models.anatomy import Anatomy
 from interv.models.config import ModelFacts
-from interv.models.families import FAMILIES, LAYERLESS, Family, Reach
+from interv.models.families import FAMILIES, HEAD_PREFIX, LAYERLESS, Family, Reach
 
 FAST: dict[Reach, str] = {
     "positions": "from its layer and position",
     "layers": "from its layer",
-    "nothing": "no: full forwards",
+    "nothing": "nowhere: the reference executor runs full forwards",
 }
 """Where the suffix executor starts a row, in words."""
 
@@ -42,25 +42,25 @@ class ComponentFacts:
 
 def component_facts(anatomy: Anatomy) -> list[ComponentFacts]:
     """Every component of a model."""
-    facts = anatomy.facts
-    assert facts is not None
     found = []
     for name in anatomy.components:
         place = anatomy.place(name, 0)
-        heads = anatomy.n_units(name) if is_by_head(name) else None
+        pattern = anatomy.stand(name).width == "pattern"
+        # With several towers, the prefix is not the name's first word.
+        heads = anatomy.n_units(name) if pattern or HEAD_PREFIX in name else None
+        width = anatomy.width(name)
         path = place.path
         if anatomy.has_layers(name):
             blocks = anatomy.blocks(name)
             path = f"{blocks}.{{layer}}{path.removeprefix(f'{blocks}.0')}"
-        pattern = anatomy.stand(name).width == "pattern"
         found.append(
             ComponentFacts(
                 name,
                 path,
                 "pattern" if pattern else place.side,
-                anatomy.width(name),
+                width,
                 heads,
-                facts.d_head if heads and not pattern else None,
+                width // heads if width and heads else None,
                 FAST[anatomy.reach],
             )
         )

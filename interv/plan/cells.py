@@ -79,9 +79,10 @@ class Plan:
 
     @property
     def executor(self) -> Literal["reference", "suffix"]:
-        """Who computes the cells: the suffix executor needs the model on one device."""
+        """Who computes the cells: the suffix executor needs a plain model on one device."""
         if self.spec.run.executor == "auto":
-            return "reference" if self.spec.model.device_map else "suffix"
+            quantised = "quantization_config" in (self.files.config or {})
+            return "reference" if self.spec.model.device_map or quantised else "suffix"
         return self.spec.run.executor
 
     def tokens(self, prompt: int) -> int:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from interv.errors import EngineError, ModelError, Problem, SpecError, nearest
+from interv.errors import ModelError, Problem, SpecError, nearest
 from interv.models import ModelFacts, ModelFiles, locate
 from interv.models.anatomy import Anatomy, as_path, is_by_head
 from interv.models.cache import text_hash
+from interv.models.families import LAYERLESS
 from interv.plan.cost import BYTES
 from interv.plan.trace import model_problem, unknown_components
 from interv.spec import LoadedSpec, axes
@@ -97,11 +99,17 @@ def make_collect_plan(loaded: LoadedSpec[CollectSpec]) -> CollectPlan:
     except ModelError as error:
         raise SpecError([model_problem(loaded, error)]) from None
     problems: list[Problem] = []
+    family = files.facts.family if files.facts else None
+    if family and not isinstance(family.blocks, str):
+        message = f"{family.name} models do not run on text alone ({family.note})"
+        problems.append(loaded.problem(("model",), message, "a language model"))
     wanted = _wanted(loaded, files, problems)
     texts: list[Text] = []
     if files.tokenizer:
         texts, more = read_texts(loaded, files.tokenizer)
         problems += more
+    if files.facts:
+        problems += _too_long(loaded, texts, files.facts)
     positions = {t.index: _positions(loaded, t, problems) for t in texts}
     if problems:
         raise SpecError(problems)
@@ -124,9 +132,8 @@ def _wanted(
     facts = files.facts
     if facts is None:
         return []
-    known = facts.family is not None
     anatomy = Anatomy(facts.family, facts, files.config or {})
-    found: dict[Wanted, None] = {}
+    found: dict[str, Wanted] = {}
     for i, grid in enumerate(loaded.spec.grid):
         try:
             layers = [
@@ -139,32 +146,68 @@ def _wanted(
             problems.append(loaded.problem(("grid", i, "layers"), message, error.expected))
             continue
         for j, component in enumerate(grid.component):
-            try:
-                heads = _heads(component, grid.heads, anatomy) if known else None
-                once = as_path(component) or (known and not anatomy.has_layers(component))
-                for layer in [0] if once else layers:
-                    found[Wanted(component, layer, heads)] = None
-            except (EngineError, axes.AxisError) as error:
-                have = anatomy.components
-                problems.append(
-                    loaded.problem(
-                        ("grid", i, "component", j),
-                        str(error),
-                        near=None if component in have else nearest(component, have),
-                    )
+            at = ("grid", i, "component", j)
+            problem = _unknown(loaded, at, component, anatomy)
+            if problem is None and grid.heads is not None and not is_by_head(component):
+                problem = loaded.problem(
+                    at, f"{component} is not by head", "a head_... component, or no heads here"
                 )
-    return list(found)
+            if problem is not None:
+                problems.append(problem)
+                continue
+            try:
+                heads = _heads(component, grid.heads, anatomy)
+            except axes.AxisError as error:
+                message = f"head {error} for {component}"
+                problems.append(loaded.problem(("grid", i, "heads"), message, error.expected))
+                continue
+            once = as_path(component) or component in LAYERLESS
+            for layer in [0] if once else layers:
+                wanted = Wanted(component, layer, heads)
+                # Both would be one tensor.
+                if found.setdefault(wanted.name, wanted) != wanted:
+                    message = f"{component} of layer {layer} is asked for twice, with other heads"
+                    problems.append(loaded.problem(at, message, "one entry with all its heads"))
+    return list(found.values())
+
+
+def _unknown(
+    loaded: LoadedSpec[CollectSpec], at: tuple[str | int, ...], component: str, anatomy: Anatomy
+) -> Problem | None:
+    """A name that the model's family does not have."""
+    family, have = anatomy.family, anatomy.components
+    if family is None or as_path(component) or component in have:
+        return None
+    note = f" ({family.note})" if family.note else ""
+    message = f"{family.name} models have no component '{component}'{note}"
+    expected = f"a module's path and side, or one of: {', '.join(have)}"
+    return loaded.problem(at, message, expected, nearest(component, have))
 
 
 def _heads(component: str, wanted: Any, anatomy: Anatomy) -> tuple[int, ...] | None:
-    anatomy.stand(component)
     if wanted is None:
         return None
-    units = anatomy.n_units(component) if is_by_head(component) else None
-    if units is None:
-        raise EngineError(f"{component} is not by head: leave out `heads`")
-    listed = wanted if isinstance(wanted, list) else [wanted]
-    return tuple(dict.fromkeys(h for item in listed for h in axes.expand(item, units) or ()))
+    assert anatomy.facts is not None
+    # A model of an unknown type is looked at once it is loaded.
+    units = anatomy.n_units(component) if anatomy.family else anatomy.facts.n_heads
+    heads = (h for item in axes.items(wanted) for h in axes.expand(item, units or 0) or ())
+    return tuple(dict.fromkeys(heads))
+
+
+def _too_long(
+    loaded: LoadedSpec[CollectSpec], texts: list[Text], facts: ModelFacts
+) -> Iterator[Problem]:
+    """Prompts that the model cannot take."""
+    for text in texts:
+        if facts.n_positions is not None and len(text.ids) > facts.n_positions:
+            message = f"prompt {text.index} has {len(text.ids)} tokens"
+            yield loaded.problem(("data",), message, f"at most {facts.n_positions}, the model's")
+        if text.ids and max(text.ids) >= facts.vocab_size:
+            message = (
+                f"prompt {text.index} has token {max(text.ids)}, the model "
+                f"{facts.vocab_size} tokens"
+            )
+            yield loaded.problem(("model",), message, "the tokenizer of this model")
 
 
 def _positions(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Container
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from interv.models import ModelFacts
@@ -90,7 +91,9 @@ def max_tokens(plan: Plan, free_gpu_bytes: int | None = None) -> int:
     budget = run.memory_bytes if run.memory_bytes is not None else free // _SHARE
     most = _CPU_TOKENS if free_gpu_bytes is None else _GPU_TOKENS
     # Half for the activations, half for the logits and what is kept of sources and bases.
-    return max(1, min(most, budget // (2 * token_bytes(plan.facts, plan.spec.model.dtype))))
+    fitting = budget // (2 * token_bytes(plan.facts, plan.spec.model.dtype))
+    # A power of two: a little more or less free memory leaves the packs, and the bits, as they are.
+    return int(min(most, 1 << max(0, fitting.bit_length() - 1)))
 
 
 def token_bytes(facts: ModelFacts, dtype: str) -> int:
@@ -100,8 +103,14 @@ def token_bytes(facts: ModelFacts, dtype: str) -> int:
 
 
 def free_cpu_bytes() -> int:
-    """Memory that this machine could give a process now."""
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """Memory that this machine could give a process now, file caches included."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    # Elsewhere the system tells only what there is in all: half of it.
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 def _memory(plan: Plan, facts: ModelFacts | None, tokens: int) -> int | None:

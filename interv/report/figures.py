@@ -18,7 +18,8 @@ from interv.report.tables import by_site
 from interv.spec.schema import ROLES
 
 MAX_PROMPT_FIGURES = 12
-_KINDS = {"block": ("state", "Purples"), "mlp": ("MLP", "Greens"), "attention": ("Attn", "Reds")}
+_STATE, _MLP, _ATTENTION = ("state", "Purples"), ("MLP", "Greens"), ("Attn", "Reds")
+_KINDS = {"block": _STATE, "resid": _STATE, "mlp": _MLP, "mixer": _MLP}  # all else is attention
 _METRIC_WORDS = {
     "probability": "p({})",
     "log_probability": "log p({})",
@@ -55,7 +56,7 @@ class Map:
 
     @property
     def title(self) -> str:
-        kind = _KINDS[self.component.split("_")[0]][0]
+        kind = _kind(self.component)[0]
         severed = f"\n{self.severed.replace('_', ' ')} severed" if self.severed else ""
         what = (
             kind
@@ -67,8 +68,13 @@ class Map:
     def axis(self, model: str) -> str:
         if self.window == 1:
             return f"single restored layer within {model}"
-        kind = _KINDS[self.component.split("_")[0]][0]
+        kind = _kind(self.component)[0]
         return f"center of interval of {self.window} restored {kind} layers"
+
+
+def _kind(component: str) -> tuple[str, str]:
+    """What a component is called in a figure, and its colours."""
+    return _KINDS.get(component.split("_")[0], _ATTENTION)
 
 
 def draw(plan: Plan, results: pd.DataFrame, summary: pd.DataFrame) -> list[tuple[str, bytes]]:
@@ -180,7 +186,7 @@ def _heatmaps(maps: Sequence[Map], model: str) -> Figure:
 
 
 def _heatmap(figure: Figure, axes: Axes, one: Map, model: str) -> None:
-    cmap = _KINDS[one.component.split("_")[0]][1]
+    cmap = _kind(one.component)[1]
     finite = one.values[np.isfinite(one.values)]
     if one.metric == "rank":
         # A low rank is a good one: strong colour for low.

@@ -12,7 +12,10 @@ from interv.engine import Edit, Executor, ReferenceExecutor, Run, Site, SuffixEx
 from interv.errors import EngineError
 
 _SPREADS = 10
-_FLOOR = 1e-5  # of the largest |logit|, in float32
+# Of the largest |logit|. Models compute parts in float32 also where they are in float64; in 16
+# bits two right orders of summation are some roundings apart.
+_FLOOR = {torch.float16: 4e-3, torch.bfloat16: 3e-2}
+_WIDE_FLOOR = 1e-5
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class Certificate:
         rows: how many were compared.
         difference: the largest, of any logit.
         allowed: ten times the reference's own spread between batch sizes, at least 1e-5 of
-            the largest |logit|.
+            the largest |logit| (in bfloat16 0.03, in float16 0.004).
         worst: what the row with the largest difference does.
     """
 
@@ -57,7 +60,7 @@ def certify(
     alone = torch.cat([reference.logits([run], at) for run in rows])
     differences = (fast.logits(rows, at) - together).abs().flatten(1).amax(1)
     spread = float((together - alone).abs().max())
-    floor = _FLOOR * float(together.abs().max())
+    floor = _FLOOR.get(together.dtype, _WIDE_FLOOR) * float(together.abs().max())
     worst = int(differences.argmax())
     return Certificate(
         len(rows), float(differences[worst]), max(_SPREADS * spread, floor), kinds[worst]

@@ -5,6 +5,7 @@ A file is written whole or not at all, so that a run goes on where it was stoppe
 
 from __future__ import annotations
 
+import csv
 import io
 import time
 from collections.abc import Callable
@@ -45,8 +46,15 @@ def run_collect(
     began = time.monotonic()
     path = folder / journals.JOURNAL
     journal = journals.read(path, repair=True)
-    write_atomically(folder / INDEX, index_table(plan).to_csv(index=False))
-    if journal and all(shard_name(i) in journal for i in range(len(plan.shards))):
+    # Quoted: a token may be a bare carriage return, which would end its line.
+    index = index_table(plan).to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC)
+    write_atomically(folder / INDEX, index)
+    todo = [
+        i
+        for i in range(len(plan.shards))
+        if journal is None or shard_name(i) not in journal or not (folder / shard_name(i)).is_file()
+    ]
+    if not todo:
         return {}
     run = plan.spec.run
     threads = records.threads(run.threads)
@@ -61,12 +69,10 @@ def run_collect(
     elif changes := journals.difference(journal.environment, environment):
         raise ResumeError(f"{folder}: begun under other conditions ({'; '.join(changes)})")
     executor = ReferenceExecutor(model.module, model.anatomy)
-    for i, shard in enumerate(plan.shards):
-        name = shard_name(i)
-        if name not in journal:
-            tensors = _tensors(plan, executor, shard)
-            write_atomically(folder / name, save(tensors))
-            journal.append({name: {"rows": [_rows(plan, shard)]}})
+    for i in todo:
+        name, shard = shard_name(i), plan.shards[i]
+        write_atomically(folder / name, save(_tensors(plan, executor, shard)))
+        journal.append({name: {"rows": [_rows(plan, shard)]}})
         progress(name, i + 1, len(plan.shards))
     return {
         "seconds": round(time.monotonic() - began, 1),
@@ -104,11 +110,10 @@ def _tensors(
     """`[row, width]`, of head components `[row, head, head_width]`; a pattern for each prompt."""
     texts = {text.index: text for text in plan.texts}
     runs = [Run(texts[index].ids) for index in shard]
+    sites = [Site(wanted.component, wanted.layer, None, wanted.heads) for wanted in plan.wanted]
     found: dict[str, Tensor] = {}
-    for wanted in plan.wanted:
-        site = Site(wanted.component, wanted.layer, None, wanted.heads)
+    for wanted, site, states in zip(plan.wanted, sites, executor.states(runs, sites), strict=True):
         place = executor.sites.place(site)
-        [states] = executor.states(runs, [site])
         rows = [
             state[list(plan.positions[index])] for index, state in zip(shard, states, strict=True)
         ]
@@ -144,17 +149,17 @@ class Activations:
     @cached_property
     def index(self) -> pd.DataFrame:
         """A line for each row: `prompt`, `position`, `token_id`, `token`."""
+        # As bytes, or a token that is a carriage return would become a new line.
         return pd.read_csv(
-            io.StringIO((self.folder / INDEX).read_text("utf-8")),
+            io.BytesIO((self.folder / INDEX).read_bytes()),
             keep_default_na=False,
             dtype={"token": str},
         )
 
     @property
     def names(self) -> list[str]:
-        """What there is: `component.layer`."""
-        with safe_open(self._files()[0], "pt") as file:
-            return sorted(file.keys())
+        """What there is: `component.layer`; of a pattern `component.layer.prompt0` and so on."""
+        return sorted({name for path in self._files() for name in _names(path)})
 
     def tensor(self, component: str, layer: int = 0) -> Tensor:
         """`[row, width]` (by head `[row, head, head_width]`), rows as in the index.
@@ -162,16 +167,18 @@ class Activations:
         Raises:
             UsageError: it was not saved, or the run is not finished.
         """
-        name = f"{component}.{layer}"
-        parts = []
-        for path in self._files():
-            if not path.is_file():
-                raise UsageError(f"{path}: is missing; run the same `interv collect` again")
-            with safe_open(path, "pt") as file:
-                if name not in file.keys():  # noqa: SIM118 - not a mapping
-                    raise UsageError(f"{self.folder}: no {name}; it has {', '.join(self.names)}")
-                parts.append(file.get_tensor(name))
-        return torch.cat(parts)
+        return torch.cat([self._read(path, f"{component}.{layer}") for path in self._files()])
+
+    def pattern(self, prompt: int, layer: int = 0) -> Tensor:
+        """Attention `[row, head, key]` of one prompt, rows as its lines in the index.
+
+        Raises:
+            UsageError: as `tensor`, or there is no such prompt.
+        """
+        files = self.index.loc[self.index["prompt"] == prompt, "file"]
+        if files.empty:
+            raise UsageError(f"{self.folder}: has no prompt {prompt}")
+        return self._read(self.folder / files.iloc[0], f"attention_weight.{layer}.prompt{prompt}")
 
     def mean(self, component: str, layer: int = 0, *, per_position: bool = False) -> Mean:
         """Ablation by the mean over all rows, or over the prompts at each position.
@@ -181,11 +188,25 @@ class Activations:
         """
         states = self.tensor(component, layer).flatten(1)
         if not per_position:
-            return Mean(states.mean(0))
+            return Mean.of(states)
         positions = self.index.groupby("prompt", sort=False)["position"].agg(tuple)
         if positions.nunique() != 1:
             raise UsageError(f"{self.folder}: prompts of different positions have no mean by them")
-        return Mean(states.reshape(len(positions), -1, states.shape[1]).mean(0))
+        return Mean.of(states.reshape(len(positions), -1, states.shape[1]))
 
     def _files(self) -> list[Path]:
         return [self.folder / name for name in self.index["file"].drop_duplicates()]
+
+    def _read(self, path: Path, name: str) -> Tensor:
+        if name not in _names(path):
+            raise UsageError(f"{self.folder}: no {name}; it has {', '.join(self.names)}")
+        with safe_open(path, "pt") as file:
+            tensor: Tensor = file.get_tensor(name)
+        return tensor
+
+
+def _names(path: Path) -> list[str]:
+    if not path.is_file():
+        raise UsageError(f"{path}: is missing; run the same `interv collect` again")
+    with safe_open(path, "pt") as file:
+        return list(file.keys())
