@@ -288,23 +288,24 @@ def test_paths_are_known_to_any_anatomy() -> None:
     [
         ("mlp_output", 2, 2),
         ("block_input", 0, 0),
-        ("token_embedding", 0, None),
+        ("token_embedding", 0, -1),
         ("final_norm", 0, 3),
         ("logits", 0, 3),
         ("transformer.h[1].mlp.output", 0, 1),
         ("transformer.h.2.input", 0, 2),
         ("transformer.wpe.output", 0, None),
-        ("transformer.wte.output", 0, None),
-        # What follows the blocks follows them by whatever name it goes.
+        ("transformer.wte.output", 0, -1),
+        # What is known by another name is known; where else a module stands is not.
         ("transformer.ln_f.output", 0, 3),
-        ("transformer.ln_f.input", 0, 3),
-        ("lm_head.input", 0, 3),
+        ("transformer.ln_f.input", 0, None),
+        ("lm_head.input", 0, None),
         ("lm_head.output", 0, 3),
-        ("output", 0, 3),
+        ("output", 0, None),
     ],
 )
 def test_the_layer_of(component: str, layer: int, right: int | None) -> None:
-    assert anatomy("gpt2").layer_of(component, layer) == right
+    found = anatomy("gpt2")
+    assert found.layer_of(found.place(component, layer)) == right
 
 
 def test_which_names_are_by_head() -> None:

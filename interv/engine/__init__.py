@@ -1,17 +1,15 @@
 """Models that run, and the executors that intervene on them. Needs torch."""
 
+from interv.engine.adapters import Lora
+from interv.engine.constants import Constant, Mean, ProjectOut, Replace
+from interv.engine.dictionaries import Autoencoder, EditLatents, JumpReLUAutoencoder
+from interv.engine.functions import BaseLambda, Lambda
 from interv.engine.interventions import (
     Addition,
-    BaseLambda,
     Clamp,
     Collect,
-    Constant,
     Intervention,
-    Lambda,
-    Mean,
     Noise,
-    ProjectOut,
-    Replace,
     Scale,
     Skip,
     Subtraction,
@@ -19,22 +17,12 @@ from interv.engine.interventions import (
     Zero,
 )
 from interv.engine.load import LoadedModel, anatomy_of, load_model
+from interv.engine.masks import BoundlessRotatedSpace, SigmoidMask, SigmoidMaskRotatedSpace
 from interv.engine.reference import ReferenceExecutor
+from interv.engine.registry import BY_NAME
+from interv.engine.rotations import LowRankRotatedSpace, PCARotatedSpace, RotatedSpace
 from interv.engine.runs import Edit, Executor, Inputs, Run, Site
 from interv.engine.suffix import SuffixExecutor
-from interv.engine.trainable import (
-    BY_NAME,
-    Autoencoder,
-    BoundlessRotatedSpace,
-    EditLatents,
-    JumpReLUAutoencoder,
-    Lora,
-    LowRankRotatedSpace,
-    PCARotatedSpace,
-    RotatedSpace,
-    SigmoidMask,
-    SigmoidMaskRotatedSpace,
-)
 
 __all__ = [
     "BY_NAME",

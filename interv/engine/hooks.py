@@ -66,11 +66,15 @@ def find_module(model: nn.Module, path: str) -> nn.Module:
 
 
 def foreign_hooks(model: nn.Module) -> list[str]:
-    """Names of modules that have hooks of somebody else's."""
+    """Names of modules that have hooks of somebody else's.
+
+    Those that transformers leaves behind once it was asked for hidden states do nothing unasked.
+    """
     return [
         name or "the model"
         for name, module in model.named_modules()
-        if module._forward_hooks or module._forward_pre_hooks
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+        if not getattr(hook, "__module__", "").startswith("transformers.")
     ]
 
 
@@ -117,11 +121,11 @@ def _hooked(module: nn.Module, place: Place, visit: Visit) -> Iterator[None]:
         first = output[0] if isinstance(output, tuple) else output
         if not isinstance(first, Tensor):
             raise EngineError(f"{place}: gives {type(first).__name__}, not a tensor")
-        new = visit(first, lambda: _input(place, args, kwargs))
+        new = visit(first, lambda: _input(place, args, kwargs)[1])
         return (new, *output[1:]) if isinstance(output, tuple) else new
 
     def on_input(_module: nn.Module, args: Any, kwargs: Any) -> Any:
-        value = _input(place, args, kwargs)
+        name, value = _input(place, args, kwargs)
         new = visit(value, lambda: value)
         if place.shared:
             # The stream that goes round the module is this very tensor.
@@ -129,7 +133,7 @@ def _hooked(module: nn.Module, place: Place, visit: Visit) -> Iterator[None]:
             return None
         if args:
             return (new, *args[1:]), kwargs
-        return args, {**kwargs, next(iter(kwargs)): new}
+        return args, {**kwargs, name: new}
 
     if place.side == "output":
         handle = module.register_forward_hook(on_output, with_kwargs=True)
@@ -141,9 +145,10 @@ def _hooked(module: nn.Module, place: Place, visit: Visit) -> Iterator[None]:
         handle.remove()
 
 
-def _input(place: Place, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    """A module's first input, given by position or by name."""
-    value = args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values()), None))
+def _input(place: Place, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str, Tensor]:
+    """A module's first input, and its name where it is not given by position."""
+    name = "hidden_states" if "hidden_states" in kwargs else next(iter(kwargs), "")
+    value = args[0] if args else kwargs.get(name)
     if not isinstance(value, Tensor):
         raise EngineError(f"{place}: gets {type(value).__name__}, not a tensor")
-    return value
+    return name, value

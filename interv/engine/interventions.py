@@ -1,12 +1,18 @@
-"""What is done at a site: small, final, frozen classes. Those with parameters are in `trainable`.
+"""What is done at a site: the abstract base, and the types that hold nothing but numbers.
 
-Each maps the base's activations at a site, and for some the source's, to what stands there
-instead. b = base, s = source, both `[..., n_positions, width]` in the model's numbers: any
+An intervention maps the base's activations at a site, and for some the source's, to what stands
+there instead. b = base, s = source, both `[..., n_positions, width]` in the model's numbers: any
 leading dimensions are rows to which the same is done, and `width` is that of the columns the
 site chooses (a component, some of its heads, or a subspace). The names are pyvene's (Wu et al.
 2024, arXiv 2403.07809) where it has the type.
 
-Those that hold tensors or modules are hashed by identity, the others by value.
+The types are small, final, frozen classes. Those that hold tensors or modules are hashed by
+identity, the others by value: an executor that keeps states must `forget` them after parameters,
+or a temperature, were changed.
+
+Parameters are in small modules (`Rotation`, a `Gate`, a `Dictionary`, an `Adapter`) which the
+interventions hold, so that two are linked by giving both the same module. What is computed is
+differentiable in base, source and parameters.
 """
 
 from __future__ import annotations
@@ -14,8 +20,7 @@ from __future__ import annotations
 import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, final
 
 import numpy as np
@@ -75,14 +80,11 @@ class FromSource(Intervention):
     needs_source: ClassVar[bool] = True
 
     def apply(self, base: Tensor, source: Tensor | None) -> Tensor:
-        return self.combine(base, self._fitting(base, source))
+        return self.combine(base, fitting(self.name, "source", base, source))
 
     @abstractmethod
     def combine(self, base: Tensor, source: Tensor) -> Tensor:
         """`apply`, with the source there and of the base's shape."""
-
-    def _fitting(self, base: Tensor, source: Tensor | None) -> Tensor:
-        return fitting(self.name, "source", base, source)
 
 
 def fitting(name: str, what: str, base: Tensor, source: Tensor | None) -> Tensor:
@@ -109,6 +111,38 @@ def expect_width(name: str, what: str, width: int, base: Tensor) -> None:
     """Raise EngineError unless what is `width` wide fits the base."""
     if width != base.shape[-1]:
         raise EngineError(f"{name}: the {what} is {width} wide, the site {base.shape[-1]}")
+
+
+def expect_among(name: str, what: str, indices: tuple[int, ...] | None, n: int) -> None:
+    """Raise EngineError unless `indices` are some of n, each once; None is all of them."""
+    if indices is None:
+        return
+    if not indices or len(set(indices)) != len(indices):
+        raise EngineError(f"{name}: {what} {indices} are none, or some of them twice")
+    wrong = [i for i in indices if not 0 <= i < n]
+    if wrong:
+        raise EngineError(f"{name}: {what} {wrong[0]} is not among the {n}, from 0 to {n - 1}")
+
+
+def parameter(value: Tensor) -> nn.Parameter:
+    """A copy of it that can be trained, in float32 at least."""
+    wide = torch.promote_types(value.dtype, torch.float32)
+    return nn.Parameter(value.detach().to(wide, copy=True))
+
+
+def difference(base: Tensor, source: Tensor, like: Tensor) -> Tensor:
+    """s − b in the parameters' numbers; rounded to them after the subtraction, if wider."""
+    wide = torch.promote_types(base.dtype, like.dtype)
+    return (source.to(wide) - base.to(wide)).to(like.dtype)
+
+
+def changed(base: Tensor, change: Tensor) -> Tensor:
+    """base + change in the wider numbers of the two, then as the base.
+
+    A swap is written so: it leaves b as it is to the last bit where s = b.
+    """
+    wide = torch.promote_types(base.dtype, change.dtype)
+    return (base.to(wide) + change.to(base.device)).to(base.dtype)
 
 
 @final
@@ -242,8 +276,8 @@ class Scale(Intervention):
 class Clamp(Intervention):
     """b ← min(max(b, low), high): b ← low where low = high. A bound may be infinite.
 
-    For neurons; for the latents of an autoencoder within `trainable.EditLatents` (the steering
-    by clamped features of Templeton et al. 2024).
+    For neurons; for the latents of an autoencoder within `EditLatents` (the steering by clamped
+    features of Templeton et al. 2024).
     """
 
     name: ClassVar[str] = "clamp"
@@ -257,171 +291,3 @@ class Clamp(Intervention):
 
     def apply(self, base: Tensor, source: Tensor | None) -> Tensor:
         return base.clamp(self.low, self.high)
-
-
-@final
-@dataclass(frozen=True)
-class Lambda(FromSource):
-    """b ← f(b, s), f any function to the base's shape (pyvene).
-
-    It gets copies, so that it may write into them. It is identified by the function itself.
-    """
-
-    name: ClassVar[str] = "lambda"
-    positionwise: ClassVar[bool] = False
-    function: Callable[[Tensor, Tensor], Tensor]
-
-    def combine(self, base: Tensor, source: Tensor) -> Tensor:
-        return _result(self.name, self.function(base.clone(), source.clone()), base)
-
-
-@final
-@dataclass(frozen=True)
-class BaseLambda(Intervention):
-    """b ← f(b): a `Lambda` that takes no source."""
-
-    name: ClassVar[str] = "base_lambda"
-    needs_source: ClassVar[bool] = False
-    positionwise: ClassVar[bool] = False
-    function: Callable[[Tensor], Tensor]
-
-    def apply(self, base: Tensor, source: Tensor | None) -> Tensor:
-        return _result(self.name, self.function(base.clone()), base)
-
-
-def _result(name: str, result: object, base: Tensor) -> Tensor:
-    if not isinstance(result, Tensor):
-        raise EngineError(f"{name}: the function gave {type(result).__name__}, not a tensor")
-    if result.shape != base.shape:
-        raise EngineError(
-            f"{name}: the function gave the shape {tuple(result.shape)}, the site has "
-            f"{tuple(base.shape)}"
-        )
-    return result.to(base.dtype)
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Mean(Intervention):
-    """b ← the mean activation, `value`, `[width]` or `[n_positions, width]`: mean ablation."""
-
-    name: ClassVar[str] = "mean"
-    needs_source: ClassVar[bool] = False
-    positionwise: ClassVar[bool] = False
-    value: Tensor
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "value", _kept(self.name, self.value))
-
-    @classmethod
-    def of(cls, activations: Tensor) -> Mean:
-        """The mean over the first dimension of `[n, width]` or `[n, n_positions, width]`.
-
-        Raises:
-            EngineError: there are none, or of another number of dimensions.
-        """
-        if activations.dim() not in (2, 3) or len(activations) == 0:
-            raise EngineError(f"mean: no mean of the shape {tuple(activations.shape)}")
-        return cls(activations.double().mean(0).to(activations.dtype))
-
-    def apply(self, base: Tensor, source: Tensor | None) -> Tensor:
-        return _everywhere(self.name, self.value, base)
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Replace(Intervention):
-    """b ← `value`, `[width]` or `[n_positions, width]`: a saved activation (pyvene's vanilla
-    with a `source_representation`)."""
-
-    name: ClassVar[str] = "replace"
-    needs_source: ClassVar[bool] = False
-    positionwise: ClassVar[bool] = False
-    value: Tensor
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "value", _kept(self.name, self.value))
-
-    def apply(self, base: Tensor, source: Tensor | None) -> Tensor:
-        return _everywhere(self.name, self.value, base)
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Constant(Intervention):
-    """`edit` with s = `value`, `[width]` or `[n_positions, width]`, in place of a run.
-
-    With addition it is activation addition, or steering (Turner et al. 2023, arXiv 2308.10248);
-    pyvene's `source_representation`.
-    """
-
-    name: ClassVar[str] = "constant"
-    needs_source: ClassVar[bool] = False
-    positionwise: ClassVar[bool] = False
-    edit: Intervention
-    value: Tensor
-
-    def __post_init__(self) -> None:
-        if not self.edit.needs_source:
-            raise EngineError(f"constant: {self.edit.name} takes no source")
-        object.__setattr__(self, "value", _kept(self.name, self.value))
-
-    def apply(self, base: Tensor, source: Tensor | None) -> Tensor:
-        return self.edit.apply(base, _everywhere(self.name, self.value, base))
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class ProjectOut(Intervention):
-    """b ← b − (b V) Vᵀ, V an orthonormal basis of the span of `directions`.
-
-    For one direction v: b − (b · v̂) v̂, directional ablation (Arditi et al. 2024,
-    arXiv 2406.11717).
-
-    Attributes:
-        directions: `[width]` or `[n, width]`, of any length, but not zero.
-        basis: V, `[width, rank]`, in float64.
-    """
-
-    name: ClassVar[str] = "project_out"
-    needs_source: ClassVar[bool] = False
-    directions: Tensor
-    basis: Tensor = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        kept = _kept(self.name, self.directions)
-        rows = kept.double().reshape(-1, kept.shape[-1])
-        lengths = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-        if len(rows) == 0 or bool((lengths == 0).any()):
-            raise EngineError("project_out: a direction is zero, or there is none")
-        # Their span only: directions may depend on each other, to what their own numbers tell.
-        _, sizes, basis = torch.linalg.svd(rows / lengths, full_matrices=False)
-        smallest = max(rows.shape) * torch.finfo(kept.dtype).eps * sizes[0]
-        object.__setattr__(self, "directions", kept)
-        object.__setattr__(self, "basis", basis[sizes > smallest].T)
-
-    def apply(self, base: Tensor, source: Tensor | None) -> Tensor:
-        expect_width(self.name, "direction", len(self.basis), base)
-        wide = base.to(torch.promote_types(base.dtype, torch.float32))
-        basis = self.basis.to(wide)
-        return (wide - (wide @ basis) @ basis.T).to(base.dtype)
-
-
-def _kept(name: str, value: Tensor) -> Tensor:
-    """A copy, which nobody else writes into."""
-    if value.dim() not in (1, 2) or not value.is_floating_point():
-        raise EngineError(
-            f"{name}: numbers of the shape (width,) or (n, width) are wanted, not {value.dtype} "
-            f"of the shape {tuple(value.shape)}"
-        )
-    if not bool(torch.isfinite(value).all()):
-        raise EngineError(f"{name}: some of the numbers are not finite")
-    return value.clone()
-
-
-def _everywhere(name: str, value: Tensor, base: Tensor) -> Tensor:
-    """A value `[width]` or `[n_positions, width]` in the base's shape and numbers."""
-    expect_width(name, "value", value.shape[-1], base)
-    if value.dim() == 1:
-        return value.to(base).expand(base.shape)
-    return fitting(name, "value", base, value.to(base))

@@ -21,7 +21,7 @@ from interv.engine.hooks import visiting
 from interv.errors import EngineError, ModelError
 from interv.models.anatomy import Anatomy, Place
 from interv.models.config import ModelFacts, read_facts
-from interv.models.families import Family, Stand
+from interv.models.families import Family, Stand, Width
 
 _ATTENTION = ("self_attn", "attn", "attention", "self_attention")
 _PROJECT = ("o_proj", "out_proj", "dense", "c_proj", "wo")
@@ -82,6 +82,9 @@ def recognise(model: nn.Module, facts: ModelFacts) -> Family:
                 f"models of type '{kind}' are not recognised: block {layer} does not start from "
                 f"what block {layer - 1} gives"
             )
+    last = anatomy.place("block_output", facts.n_layers - 1)
+    changed = _states(model, anatomy, (*_TOKENS[:-1], _TOKENS[-1] + 1))
+    causal = torch.equal(changed[last][:, :-1], seen[last][:, :-1])
     if "resid_mid" in components and not _is_stream(model, anatomy, seen):
         del components["resid_mid"]
     pattern = (
@@ -92,7 +95,8 @@ def recognise(model: nn.Module, facts: ModelFacts) -> Family:
     if pattern:
         components["attention_weight"] = pattern
     note = "not in the table, recognised by its modules' names"
-    return replace(family, components=components, interface=pattern is not None, note=note)
+    interface = pattern is not None
+    return replace(family, components=components, causal=causal, interface=interface, note=note)
 
 
 def _find_blocks(model: nn.Module, n_layers: int) -> str:
@@ -161,7 +165,8 @@ def _layerless(model: nn.Module, blocks: str) -> dict[str, Stand]:
         ("logits", model.get_output_embeddings()),  # type: ignore[operator]
     ):
         if module is not None:
-            found[name] = Stand(paths[id(module)])
+            width: Width = "vocab" if name == "logits" else "d_model"
+            found[name] = Stand(paths[id(module)], width=width)
     around = blocks.rpartition(".")[0]
     norm = _one_of(model.get_submodule(around), _NORM)
     if norm:
@@ -169,7 +174,9 @@ def _layerless(model: nn.Module, blocks: str) -> dict[str, Stand]:
     return found
 
 
-def _states(model: nn.Module, anatomy: Anatomy) -> dict[Place, Tensor]:
+def _states(
+    model: nn.Module, anatomy: Anatomy, tokens: Sequence[int] = _TOKENS
+) -> dict[Place, Tensor]:
     """What passes each place in one forward."""
     seen: dict[Place, Tensor] = {}
 
@@ -187,7 +194,7 @@ def _states(model: nn.Module, anatomy: Anatomy) -> dict[Place, Tensor]:
         for layer in (range(anatomy.n_layers) if anatomy.has_layers(name) else (0,))
     }
     with visiting(model, {place: keep(place) for place in places}):
-        model(input_ids=torch.tensor([_TOKENS], device=next(model.parameters()).device))
+        model(input_ids=torch.tensor([tokens], device=next(model.parameters()).device))
     return seen
 
 

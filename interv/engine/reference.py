@@ -55,8 +55,6 @@ class ReferenceExecutor:
         self.sites = Sites(anatomy or Anatomy())
         self._states: dict[tuple[Run, Place], Tensor] = {}
         forward = inspect.signature(model.forward).parameters
-        anatomy = self.sites.anatomy
-        self._head = anatomy.place("logits", 0) if "logits" in anatomy.components else None
         self._keeps, self._caches = "logits_to_keep" in forward, "use_cache" in forward
 
     def logits(
@@ -66,6 +64,7 @@ class ReferenceExecutor:
         tokens: Sequence[int] | None = None,
     ) -> Tensor:
         self.need(self.sites.wanted_by(runs))
+        check_lengths(runs, at)
         found: dict[int, Tensor] = {}
         for together in by_shape(runs):
             logits, _ = self.forward([runs[i] for i in together], at)
@@ -74,8 +73,9 @@ class ReferenceExecutor:
         return logits if tokens is None else logits[..., list(tokens)]
 
     def states(self, runs: Sequence[Run], sites: Sequence[Site]) -> list[list[Tensor]]:
-        self.need({key: {self.sites.place(site) for site in sites} for key in runs})
-        return [[self.take(run, site) for run in runs] for site in sites]
+        self.sites.check_all(runs, sites)
+        self.need({run: {self.sites.place(site) for site in sites} for run in runs})
+        return [[self.take(run, site).clone() for run in runs] for site in sites]
 
     def forget(self) -> None:
         self._states.clear()
@@ -83,6 +83,10 @@ class ReferenceExecutor:
     def keep(self, states: Mapping[tuple[Run, Place], Tensor]) -> None:
         """Keep states that were computed elsewhere."""
         self._states.update(states)
+
+    def state(self, run: Run, place: Place) -> Tensor:
+        """What is kept of a place, `[pos, ...]`."""
+        return self._states[run, place]
 
     def take(self, run: Run, site: Site) -> Tensor:
         """A kept state's part at a site, `[n_positions, width]`."""
@@ -134,10 +138,11 @@ class ReferenceExecutor:
             for edit in run.edits:
                 edits[self.sites.place(edit.site)].append((row, edit))
         captured: dict[Place, Tensor] = {}
+        maps = self.sites.anatomy.family is None
 
         def visit_at(place: Place) -> Visit:
             def visit(value: Tensor, given: Callable[[], Tensor]) -> Tensor:
-                rows, back = unfold(self._rows_first(value), len(runs), place)
+                rows, back = unfold(self._rows_first(value), len(runs), place, maps=maps)
                 if place in edits:
                     n = rows.shape[1]
                     todo = [Todo(edit, row * n, n) for row, edit in edits[place]]
@@ -152,7 +157,9 @@ class ReferenceExecutor:
                 return value
 
             def own(given: Callable[[], Tensor]) -> Tensor:
-                return unfold(self._rows_first(given()), len(runs), place)[0].flatten(0, 1)
+                return unfold(self._rows_first(given()), len(runs), place, maps=maps)[0].flatten(
+                    0, 1
+                )
 
             return visit
 
@@ -169,7 +176,10 @@ class ReferenceExecutor:
                 stack.enter_context(
                     routing(self._model, self.sites.anatomy, through, layers, masks=True)
                 )
-            out = self._call(runs, at, whole=self._head in places)
+            layers_of = [self.sites.layer(place) for place in places]
+            n_layers = self.sites.anatomy.n_layers
+            whole = any(layer is None or layer >= n_layers for layer in layers_of)
+            out = self._call(runs, at, whole=whole)
         check_finite(out)
         return out, captured
 
@@ -188,7 +198,7 @@ class ReferenceExecutor:
             return self._rows_first(output_of(self._model(*args, **kwargs)))
         positions = read_positions(runs[0], at)
         options: dict[str, Any] = {"use_cache": False} if self._caches else {}
-        # An edit of the logits counts positions from the first.
+        # Behind the blocks an edit counts positions from the first all the same.
         begin = min(positions) if positions and self._keeps and not whole else 0
         if self._keeps:
             options["logits_to_keep"] = len(first) - begin
@@ -290,6 +300,12 @@ def edit_pattern(
         new = applied(edit, base.flatten(1), other)
         pattern[row, heads[None], queries[:, None], :n_keys] = new.reshape(base.shape)
     return pattern
+
+
+def check_lengths(runs: Sequence[Run], at: Sequence[int] | None) -> None:
+    """Raise EngineError where all positions are wanted of runs that have not as many."""
+    if at is None and len({_shape(run) for run in runs}) > 1:
+        raise EngineError("at=None gives all positions: of runs of one length only")
 
 
 def by_shape(runs: Sequence[Run]) -> list[list[int]]:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from interv.engine.interventions import Collect, Vanilla
-from interv.engine.runs import Edit, Inputs, Run, Site, read_positions
+from interv.engine.runs import Edit, Inputs, Run, read_positions
 from interv.engine.sites import Sites
 from interv.models.anatomy import Place
 
@@ -71,7 +71,7 @@ class Row:
     Attributes:
         layer: where it joins; the number of layers, where no block need run.
         position: its first token that differs from its base's.
-        read: positions whose logits are wanted.
+        read: positions whose logits are computed, each once: those wanted, and what is needed.
         edits: what happens at which place.
     """
 
@@ -94,63 +94,59 @@ class Rows:
         self._sites = sites
         self._anatomy = sites.anatomy
 
+    def is_known(self, run: Run) -> bool:
+        """Whether it is known of each edit where in the model it stands."""
+        return all(self._layer(edit) is not None for edit in run.edits)
+
     def base_of(self, run: Run) -> Run:
         """The run with only its edits before the blocks."""
-        edits = tuple(edit for edit in run.edits if self._layer(edit.site) is None)
+        edits = tuple(edit for edit in run.edits if self._layer(edit) == -1)
         return run if len(edits) == len(run.edits) else Run(run.ids, edits)
-
-    def _layer(self, site: Site) -> int | None:
-        return self._anatomy.layer_of(site.component, site.layer)
 
     def row(self, run: Run, at: Sequence[int] | None) -> Row:
         """Where a run joins; the base itself, joining nowhere, where it changes nothing read."""
         base = self.base_of(run)
         n_layers = self._anatomy.n_layers
-        read = read_positions(run, at)
         everywhere = tuple(range(len(run)))
-        read = everywhere if read is None else read
-        own = [edit for edit in run.edits if self._layer(edit.site) is not None]
+        asked = read_positions(run, at)
+        read = list(everywhere if asked is None else dict.fromkeys(asked))
         active: list[tuple[int, int]] = []
-        for edit in own:
-            layer = self._joins(edit)
-            positions = edit.site.positions or everywhere
-            if isinstance(edit.intervention, Collect):
-                self._sites.place(edit.site)
+        needed: list[tuple[Edit, tuple[int, ...]]] = []
+        for edit in run.edits:
+            layer = self._layer(edit)
+            if layer == -1 or isinstance(edit.intervention, Collect):
                 continue
-            after = self._layer(edit.site) == n_layers
-            local = after or (edit.site.component in _LOCAL and edit.site.layer == n_layers - 1)
-            live = [
-                p
-                for p in positions
-                if not (local and at is not None and p not in read)
-                and not self._is_hold(edit, p, base)
-            ]
-            if live and not edit.intervention.positionwise:
+            assert layer is not None
+            positions = edit.site.positions or everywhere
+            seen = positions
+            if layer == n_layers or (layer == n_layers - 1 and edit.site.component in _LOCAL):
+                seen = tuple(p for p in positions if p in read)
+            if not seen:
+                continue
+            if not edit.intervention.positionwise:
                 # What is drawn or computed over several positions is not cut apart.
-                live = list(positions)
-            active += [(layer, position) for position in live]
+                seen = positions
+                if layer == n_layers:
+                    read += [p for p in positions if p not in read]
+            needed.append((edit, seen))
+            live = [p for p in seen if not self._is_hold(edit, p, base)]
+            active += [(self._joins(edit), position) for position in live]
         if not active:
-            return Row(base, base, n_layers, len(run), read)
+            return Row(base, base, n_layers, len(run), tuple(read))
         first_layer = min(layer for layer, _ in active)
         first = 0
         if self._anatomy.reach == "positions":
             first = min(position for _, position in active)
         edits: dict[Place, list[Edit]] = defaultdict(list)
-        for edit in own:
-            kept = tuple(p for p in edit.site.positions or everywhere if p >= first)
-            if not kept or self._joins(edit) < first_layer:
-                continue
-            cut = replace(edit.site, positions=kept)
-            read_at = edit.read
-            if edit.read is not None and len(kept) < len(edit.site.positions or everywhere):
-                where = edit.site.positions or everywhere
-                reads = edit.read.positions or everywhere
-                read_at = replace(
-                    edit.read,
-                    positions=tuple(r for p, r in zip(where, reads, strict=True) if p >= first),
-                )
-            edits[self._sites.place(edit.site)].append(replace(edit, site=cut, read=read_at))
-        return Row(run, base, first_layer, first, read, edits)
+        for edit, seen in needed:
+            kept = tuple(p for p in seen if p >= first)
+            if kept and self._joins(edit) >= first_layer:
+                place = self._sites.place(edit.site)
+                edits[place].append(_cut(edit, kept, edit.site.positions or everywhere))
+        return Row(run, base, first_layer, first, tuple(read), edits)
+
+    def _layer(self, edit: Edit) -> int | None:
+        return self._sites.layer(self._sites.place(edit.site))
 
     def _joins(self, edit: Edit) -> int:
         """The layer at which a row with this edit must have joined.
@@ -158,10 +154,13 @@ class Rows:
         A block's output is the next block's input, so that the block itself need not run,
         unless rows start at layers only or the edit reads the block's input.
         """
-        layer = self._layer(edit.site)
+        layer = self._layer(edit)
         assert layer is not None
-        self._sites.place(edit.site)
-        enters = edit.site.component == "block_output" and self._anatomy.reach == "positions"
+        enters = (
+            0 <= layer < self._anatomy.n_layers
+            and self._anatomy.reach == "positions"
+            and self._sites.place(edit.site) == self._anatomy.place("block_output", layer)
+        )
         return layer + 1 if enters and not edit.intervention.reads_input else layer
 
     def _is_hold(self, edit: Edit, position: int, base: Run) -> bool:
@@ -181,7 +180,22 @@ class Rows:
         ids, others = base.ids, source.ids
         if isinstance(ids, Inputs) or isinstance(others, Inputs) or len(others) <= position:
             return False
-        if others[: position + 1] != ids[: position + 1]:
-            return False
-        different = set(source.edits) ^ set(base.edits)
-        return all(e.site.positions and position < min(e.site.positions) for e in different)
+        return others[: position + 1] == ids[: position + 1] and _until(source, position) == _until(
+            base, position
+        )
+
+
+def _until(run: Run, position: int) -> list[Edit]:
+    """A run's edits that touch positions up to this one."""
+    return [e for e in run.edits if e.site.positions is None or min(e.site.positions) <= position]
+
+
+def _cut(edit: Edit, kept: tuple[int, ...], positions: tuple[int, ...]) -> Edit:
+    """An edit at some of its positions, reading where it read for them."""
+    if kept == positions:
+        return replace(edit, site=replace(edit.site, positions=kept))
+    reads = edit.reads.positions or positions
+    read = dict(zip(positions, reads, strict=True))
+    source = replace(edit.reads, positions=tuple(read[p] for p in kept))
+    site = replace(edit.site, positions=kept)
+    return replace(edit, site=site, read=source if edit.source is not None else None)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from interv.engine.runs import Edit, Run, Site
+from interv.engine.runs import Edit, Inputs, Run, Site
 from interv.errors import EngineError
 from interv.models.anatomy import Anatomy, Place
 
@@ -20,6 +20,7 @@ class Sites:
     def __init__(self, anatomy: Anatomy) -> None:
         self.anatomy = anatomy
         self._places: dict[tuple[str, int], Place] = {}
+        self._layers: dict[Place, int | None] = {}
         self._columns: dict[Site, Tensor | None] = {}
 
     def place(self, site: Site) -> Place:
@@ -28,6 +29,39 @@ class Sites:
         if key not in self._places:
             self._places[key] = self.anatomy.place(*key)
         return self._places[key]
+
+    def layer(self, place: Place) -> int | None:
+        """The block in which a place stands; see `Anatomy.layer_of`."""
+        if place not in self._layers:
+            self._layers[place] = self.anatomy.layer_of(place)
+        return self._layers[place]
+
+    def check(self, run: Run) -> None:
+        """That each site of a run's edits is there, also of those that will change nothing.
+
+        Raises:
+            EngineError: one is not.
+        """
+        for edit in run.edits:
+            self._check(edit.site, run)
+            if edit.source is not None:
+                self._check(edit.reads, edit.source)
+
+    def check_all(self, runs: Sequence[Run], sites: Sequence[Site]) -> None:
+        """That these runs have these sites; an EngineError where one has not."""
+        for run in runs:
+            for site in sites:
+                self._check(site, run)
+
+    def _check(self, site: Site, run: Run) -> None:
+        self.place(site)
+        self.columns(site)
+        if site.positions is None or isinstance(run.ids, Inputs):
+            return
+        if max(site.positions) >= len(run):
+            raise EngineError(
+                f"{site.component}: position {max(site.positions)} of {len(run)} tokens"
+            )
 
     def columns(self, site: Site) -> Tensor | None:
         """Its columns of the module's tensor; None: all. An EngineError where there are none."""
@@ -38,9 +72,10 @@ class Sites:
         return self._columns[key]
 
     def wanted_by(self, runs: Iterable[Run]) -> dict[Run, set[Place]]:
-        """The runs that these read from, and the places at which they do."""
+        """The runs that these read from, and the places at which they do; checks their sites."""
         wanted: dict[Run, set[Place]] = defaultdict(set)
         for run in runs:
+            self.check(run)
             for edit in run.edits:
                 if edit.source is not None:
                     wanted[edit.source].add(self.place(edit.reads))
@@ -62,11 +97,14 @@ class Sites:
         return state if columns is None else state[:, columns.to(state.device)]
 
 
-def unfold(value: Tensor, rows: int, what: object) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+def unfold(
+    value: Tensor, rows: int, what: object, *, maps: bool
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """What passes a place as `[row, pos, width]`, and the way back.
 
-    Rows come first; a tensor of two dimensions has one position a row, or its tokens flattened;
-    a feature map `[row, channel, height, width]` has its pixels as positions.
+    Rows come first; a tensor of two dimensions has one position a row, or its tokens flattened.
+    One of four is a feature map `[row, channel, height, width]`, whose pixels are positions, where
+    the model has `maps`; else it is `[row, pos, head, head_width]`.
 
     Raises:
         EngineError: it has another shape.
@@ -80,6 +118,8 @@ def unfold(value: Tensor, rows: int, what: object) -> tuple[Tensor, Callable[[Te
         shape = value.shape
     if value.dim() == 3 and shape[0] == rows:
         return value, lambda new: new
+    if value.dim() == 4 and shape[0] == rows and not maps:
+        return value.flatten(2), lambda new: new.reshape(shape)
     if value.dim() == 4 and shape[0] == rows:
         return (
             value.flatten(2).transpose(1, 2),
@@ -141,27 +181,44 @@ def make_edits(
         where: tuple[Tensor, ...] = (at,)
         if some:
             where = at[:, :, None], torch.stack(some).to(flat.device)[:, None, :]
+        most = max((int(columns.max()) for columns in some), default=-1)
+        if most >= flat.shape[1]:
+            name = group[0][0].edit.site.component
+            raise EngineError(f"{name}: dimension {most}: there are {flat.shape[1]}")
+        base = flat[where]
         other: Tensor | None = None
         if intervention.reads_input:
-            other = given()[where]
+            whole = given()
+            if whole.shape != flat.shape:
+                raise EngineError(
+                    f"{group[0][0].edit.site.component}: its module gets a width of "
+                    f"{whole.shape[-1]} and gives {flat.shape[-1]}: it cannot be skipped"
+                )
+            other = whole[where]
         elif intervention.needs_source:
-            other = torch.stack([source(item.edit) for item, _ in group]).to(flat.device)
-        flat[where] = applied(group[0][0].edit, flat[where], other)
+            sources = [source(item.edit) for item, _ in group]
+            for (item, _), one in zip(group, sources, strict=True):
+                _fits(item.edit, one, base.shape[1:])
+            other = torch.stack(sources).to(flat.device)
+        flat[where] = applied(group[0][0].edit, base, other)
     return flat
+
+
+def _fits(edit: Edit, source: Tensor, shape: Sequence[int]) -> None:
+    if tuple(source.shape) != tuple(shape):
+        raise EngineError(
+            f"{edit.site.component}: the source has {tuple(source.shape)} (positions, width), the "
+            f"site {tuple(shape)}"
+        )
 
 
 def applied(edit: Edit, base: Tensor, source: Tensor | None) -> Tensor:
     """An edit's intervention on these activations.
 
     Raises:
-        EngineError: source or result are of another shape than the base.
+        EngineError: the result is of another shape than the base.
     """
     name = edit.site.component
-    if source is not None and source.shape != base.shape:
-        raise EngineError(
-            f"{name}: the source has {tuple(source.shape[-2:])} (positions, width), the site "
-            f"{tuple(base.shape[-2:])}"
-        )
     new = edit.intervention.apply(base, source)
     if new.shape != base.shape:
         kind = type(edit.intervention).__name__

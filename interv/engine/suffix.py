@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from interv.engine.attention import Call
 from interv.engine.hooks import find_module, foreign_hooks
-from interv.engine.reference import ReferenceExecutor, Start, by_shape
+from interv.engine.reference import ReferenceExecutor, Start, by_shape, check_lengths
 from interv.engine.rows import BY_POSITION, Base, Length, Row, Rows
-from interv.engine.runs import Edit, Inputs, Run, Site
+from interv.engine.runs import Edit, Inputs, Run, Site, read_positions
 from interv.engine.walk import Walk
 from interv.errors import EngineError
 from interv.models.anatomy import Anatomy, Place
@@ -61,28 +61,47 @@ class SuffixExecutor:
         at: Sequence[int] | None = (-1,),
         tokens: Sequence[int] | None = None,
     ) -> Tensor:
+        self._refuse_hooks()
+        check_lengths(runs, at)
+        found: dict[Run, Tensor] = {}
+        distinct = list(dict.fromkeys(runs))
+        known = [run for run in distinct if self._is_known(run)]
+        # Nobody knows what an edit at some other module changes: those runs run in full.
+        others = [run for run in distinct if run not in set(known)]
+        if others:
+            found |= zip(others, self._reference.logits(others, at, tokens), strict=True)
+        self._prepare(known)
+        rows = {run: self._rows.row(run, at) for run in known}
+        # Those that change nothing share their base's.
+        todo = {(row.run, row.read): row for row in rows.values()}
+        values = {
+            (row.run, row.read): logits
+            for row, logits, _ in self._walked(list(todo.values()), tokens)
+        }
+        for run, row in rows.items():
+            asked = read_positions(run, at) or row.read
+            logits = values[row.run, row.read]
+            # Usually what was computed is what was asked for.
+            found[run] = logits if asked == row.read else logits[[row.read.index(p) for p in asked]]
+        return torch.stack([found[run] for run in runs])
+
+    def states(self, runs: Sequence[Run], sites: Sequence[Site]) -> list[list[Tensor]]:
+        self._refuse_hooks()
+        self._sites.check_all(runs, sites)
+        self._need({run: {self._sites.place(site) for site in sites} for run in runs})
+        return [[self._take(run, site).clone() for run in runs] for site in sites]
+
+    def _refuse_hooks(self) -> None:
         if hooked := foreign_hooks(self._model):
             raise EngineError(
                 f"{hooked[0]} has hooks of somebody else's, which would see some positions only: "
                 "use the reference executor"
             )
-        distinct = list(dict.fromkeys(runs))
-        if any(isinstance(run.ids, Inputs) for run in distinct):
-            raise EngineError("the suffix executor takes token ids only")
-        self._prepare(distinct)
-        rows = {run: self._rows.row(run, at) for run in distinct}
-        # Those that change nothing share their base's.
-        todo = {(row.run, row.read): row for row in rows.values()}
-        number: dict[tuple[Run, tuple[int, ...]], int] = {}
-        found: list[Tensor] = []
-        for row, logits, _ in self._walked(list(todo.values()), tokens):
-            number[row.run, row.read] = len(found)
-            found.append(logits)
-        return torch.stack([found[number[rows[run].run, rows[run].read]] for run in runs])
 
-    def states(self, runs: Sequence[Run], sites: Sequence[Site]) -> list[list[Tensor]]:
-        self._need({key: {self._sites.place(site) for site in sites} for key in runs})
-        return [[self._take(run, site) for run in runs] for site in sites]
+    def _is_known(self, run: Run) -> bool:
+        if isinstance(run.ids, Inputs):
+            raise EngineError("the suffix executor takes token ids only")
+        return self._rows.is_known(run)
 
     def forget(self) -> None:
         self._reference.forget()
@@ -109,6 +128,17 @@ class SuffixExecutor:
             run: {place for place in places if (run, place) not in self._states}
             for run, places in wanted.items()
         }
+        others = {
+            run: places
+            for run, places in missing.items()
+            if places
+            and not (self._is_known(run) and all(self._layer(p) is not None for p in places))
+        }
+        if others:
+            self._reference.need(others)
+            for run, places in others.items():
+                self._states |= {(run, p): self._reference.state(run, p) for p in places}
+                missing[run] = set()
         plain: dict[Run, set[Place]] = {base: set() for base in bases if base not in self._bases}
         for run, places in missing.items():
             if places:
@@ -144,6 +174,9 @@ class SuffixExecutor:
                         own = own[..., : whole.shape[-1]]
                     whole[row.position :] = own
                 self._states[run, place] = whole
+
+    def _layer(self, place: Place) -> int | None:
+        return self._sites.layer(place)
 
     def _record(self, bases: list[Run], places: Collection[Place]) -> None:
         """Run bases of one length in full; keep what their rows will start from, and states."""
@@ -242,7 +275,7 @@ class SuffixExecutor:
             Run(row.run.ids, tuple(itertools.chain.from_iterable(row.edits.values())))
             for row in rows
         ]
-        seen = [place for place in capture if _layer_of(place, self._anatomy) >= layer]
+        seen = [place for place in capture if (self._layer(place) or 0) >= layer]
         read = sorted(set().union(*(row.read for row in rows)))
         logits, states = self._reference.forward(runs, read, seen, start)
         found = [
@@ -292,20 +325,6 @@ def _recording(kept: dict[str, Any]) -> Any:
                 kept[name] = first(kwargs[name])
 
     return record
-
-
-def _layer_of(place: Place, anatomy: Anatomy) -> int:
-    """The block in which a place stands; -1 before the blocks, their number after them."""
-    side = f"{place.path}.{place.side}"
-    layer = anatomy.layer_of(side, 0)
-    if layer is None:
-        after = {
-            anatomy.place(name, 0)
-            for name in ("final_norm", "logits")
-            if name in anatomy.components
-        }
-        return anatomy.n_layers if place in after else -1
-    return layer
 
 
 def _keys(wanted: Mapping[Run, Collection[Place]]) -> Iterator[tuple[Run, Place]]:

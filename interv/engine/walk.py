@@ -72,8 +72,14 @@ class Walk:
             For each row its logits `[read position, vocab or tokens]`, and the states
             `[position from its first on, ...]` at the captured places that it passed.
         """
-        self._captured = {}
-        visits = self._visits(capture)
+        # A row that has not joined yet is its base.
+        first = self._anatomy.place("block_output", self._first - 1) if self._first else None
+        here = [
+            place
+            for place in capture
+            if place == first or (self._sites.layer(place) or 0) >= self._first
+        ]
+        visits = self._visits(here)
         layers = range(self._first, self._n_layers)
         # Not one of these tokens is looked at: each block gets the rows' own states.
         stand_in = torch.zeros(1, self._reads[-1], dtype=torch.long, device=self._device)
@@ -84,13 +90,17 @@ class Walk:
             for layer in layers:
                 stack.enter_context(self._given(blocks.get_submodule(str(layer)), layer))
             stack.enter_context(
-                routing(self._model, self._anatomy, self._attend(capture), layers, masks=False)
+                routing(self._model, self._anatomy, self._attend(here), layers, masks=False)
             )
-            if tokens is not None:
+            head = self._anatomy.place("logits", 0)
+            few = tokens is not None and head not in visits
+            if tokens is not None and few:
                 stack.enter_context(self._only(tokens))
             out = output_of(self._model(input_ids=stand_in, position_ids=stand_in, use_cache=False))
         logits = out[0]
         check_finite(logits)
+        if tokens is not None and not few:
+            logits = logits[:, list(tokens)]
         by_row = {i: logits[self._reads[j] : self._reads[j + 1]] for j, i in enumerate(self._order)}
         states = {i: self._states_of(j) for j, i in enumerate(self._order)}
         return [by_row[i] for i in range(len(by_row))], [states[i] for i in range(len(states))]
@@ -121,7 +131,7 @@ class Walk:
             if not place.pattern:
                 visits[place] = self._inside(place, capture)
         for place in outputs - {last}:
-            if any(e.intervention.reads_input for e in self._all_edits(place)):
+            if any(_reads_input(row, place) for row in self._rows):
                 visits[place] = self._at_output(place)
         leave = self._entering(self._n_layers, capture)
         at_output = self._at_output(last)
@@ -134,9 +144,6 @@ class Walk:
         visits[last] = leaving
         return visits
 
-    def _all_edits(self, place: Place) -> Iterator[Edit]:
-        return itertools.chain.from_iterable(row.edits.get(place, ()) for row in self._rows)
-
     def _edit(
         self,
         flat: Tensor,
@@ -145,19 +152,19 @@ class Walk:
         *,
         reading: bool | None = None,
     ) -> Tensor:
-        """Edits at a place, of the tokens that have joined; perhaps only of those (not) reading."""
+        """Edits at a place; perhaps only of rows that there do (not) read a module's input."""
         todo = [
             self._todo(i, row, edit, after=place in self._after)
             for i, row in enumerate(self._rows)
             for edit in row.edits.get(place, ())
-            if reading is None or edit.intervention.reads_input == reading
+            if reading is None or _reads_input(row, place) == reading
         ]
         if not todo:
             return flat
 
         def own() -> Tensor:
             assert given is not None
-            return unfold(given(), 1, place)[0][0]
+            return unfold(given(), 1, place, maps=False)[0][0]
 
         return make_edits(flat, todo, self._sites, self._source, own)
 
@@ -165,19 +172,11 @@ class Walk:
         if not after:
             return Todo(edit, self._starts[number] - row.position, len(row.run))
         # Behind the blocks there are only the positions that are read.
-        site = edit.site
-        assert site.positions is not None
-        kept = [i for i, p in enumerate(site.positions) if p in row.read]
-        if len(kept) < len(site.positions) and not edit.intervention.positionwise:
-            raise EngineError(f"{site.component}: positions {site.positions} are not all read")
-        moved = replace(site, positions=tuple(row.read.index(site.positions[i]) for i in kept))
-        reads = edit.reads.positions
-        read = replace(edit.reads, positions=tuple((reads or site.positions)[i] for i in kept))
-        return Todo(
-            replace(edit, site=moved, read=read if edit.source else None),
-            self._reads[number],
-            len(row.read),
-        )
+        positions = edit.site.positions
+        assert positions is not None
+        moved = replace(edit.site, positions=tuple(row.read.index(p) for p in positions))
+        read = edit.reads if edit.source is not None else None
+        return Todo(replace(edit, site=moved, read=read), self._reads[number], len(row.read))
 
     def _entering(self, layer: int, capture: Collection[Place]) -> Visit:
         """The rows that were there, behind them those that join; edits of what enters a block."""
@@ -204,7 +203,7 @@ class Walk:
 
     def _inside(self, place: Place, capture: Collection[Place]) -> Visit:
         def visit(value: Tensor, given: Callable[[], Tensor]) -> Tensor:
-            rows, back = unfold(value, 1, place)
+            rows, back = unfold(value, 1, place, maps=False)
             flat = self._edit(rows[0], place, given)
             if place in capture:
                 self._captured[place] = flat.clone()
@@ -288,6 +287,10 @@ class Walk:
             del vars(head)["forward"]
 
 
+def _reads_input(row: Row, place: Place) -> bool:
+    return any(edit.intervention.reads_input for edit in row.edits.get(place, ()))
+
+
 class _Attention:
     """Attention of the rows of a walk: which tokens are whose, and what each may look at."""
 
@@ -344,10 +347,13 @@ class _Attention:
                 self._angles[key] = torch.cat(parts)[self._at[:tokens]][None]
             return self._angles[key]
 
-        names = [name for name in BY_POSITION if kwargs.get(name) is not None]
+        # What the model passes here only because it was given positions, its base did without.
         return {
             name: gather(tuple(length.given[layer][name] for length in self._by_length))
-            for name in names
+            if name in self._by_length[0].given[layer]
+            else None
+            for name in BY_POSITION
+            if kwargs.get(name) is not None
         }
 
     def through(

@@ -129,17 +129,20 @@ class Anatomy:
             return self.family.blocks
         return next(p for prefix, p in self.family.blocks.items() if component.startswith(prefix))
 
-    def layer_of(self, component: str, layer: int) -> int | None:
-        """The block in which something stands; None before the blocks, `n_layers` after them."""
-        if self.has_layers(component):
-            return layer
-        if component in ("final_norm", "logits"):
-            return self.n_layers
-        path = as_path(component)
-        if path and self.family and isinstance(self.family.blocks, str):
-            inside = re.match(re.escape(self.family.blocks) + r"\.(\d+)(?:\.|$)", path[0])
-            if inside:
-                return int(inside[1])
+    def layer_of(self, place: Place) -> int | None:
+        """The block in which a place stands, -1 for the embeddings, `n_layers` for norm and head.
+
+        None: elsewhere, and nobody knows before or after what.
+        """
+        if self.family is None or not isinstance(self.family.blocks, str):
+            return None
+        inside = re.match(re.escape(self.family.blocks) + r"\.(\d+)(?:\.|$)", place.path)
+        if inside and int(inside[1]) < self.n_layers:
+            return int(inside[1])
+        known = {"token_embedding": -1, "final_norm": self.n_layers, "logits": self.n_layers}
+        for name, layer in known.items():
+            if name in self.components and self.place(name, 0) == place:
+                return layer
         return None
 
     def n_units(self, component: str) -> int | None:

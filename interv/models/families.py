@@ -325,7 +325,12 @@ FAMILIES = (
             **_mlp("", "fc2", up="fc1", added=True),
             **_middle("final_layer_norm", "do_layer_norm_before", True),
         },
-        _whole("model.decoder.embed_tokens", "model.decoder.final_layer_norm", "lm_head"),
+        {
+            **_whole("model.decoder.embed_tokens", None, "lm_head"),
+            "final_norm": Stand(
+                "model.decoder.final_layer_norm", needs=("do_layer_norm_before", True)
+            ),
+        },
         defaults={"do_layer_norm_before": True},
     ),
     LLAMA,
