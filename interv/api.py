@@ -122,7 +122,7 @@ def executor(
     model: nn.Module,
     kind: Literal["auto", "suffix", "reference"] = "auto",
     *,
-    max_tokens: int = 2048,
+    max_tokens: int = 1024,
 ) -> Executor:
     """The engine on a model that is at hand already; it is left as it was found.
 

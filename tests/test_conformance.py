@@ -2,7 +2,7 @@
 
 The parts of the list that compare with plain hooks are in `test_matrix.py`, `test_reference.py`
 and `test_suffix.py`; those of interventions by themselves in `test_interventions.py` and
-`test_trainable.py`.
+`test_registry.py`.
 """
 
 from __future__ import annotations

@@ -103,8 +103,14 @@ class Rows:
         edits = tuple(edit for edit in run.edits if self._layer(edit) == -1)
         return run if len(edits) == len(run.edits) else Run(run.ids, edits)
 
-    def row(self, run: Run, at: Sequence[int] | None) -> Row:
-        """Where a run joins; the base itself, joining nowhere, where it changes nothing read."""
+    def row(self, run: Run, at: Sequence[int] | None, *, states: bool = False) -> Row:
+        """Where a run joins; the base itself, joining nowhere, where it changes nothing read.
+
+        Args:
+            run: the run.
+            at: positions whose logits are wanted; None: all.
+            states: whether its states are read too, at any position.
+        """
         base = self.base_of(run)
         n_layers = self._anatomy.n_layers
         everywhere = tuple(range(len(run)))
@@ -119,7 +125,8 @@ class Rows:
             assert layer is not None
             positions = edit.site.positions or everywhere
             seen = positions
-            if layer == n_layers or (layer == n_layers - 1 and edit.site.component in _LOCAL):
+            local = layer == n_layers - 1 and edit.site.component in _LOCAL
+            if layer == n_layers or (local and not states):
                 seen = tuple(p for p in positions if p in read)
             if not seen:
                 continue

@@ -41,7 +41,7 @@ class SuffixExecutor:
         max_tokens: in one walk, about.
     """
 
-    def __init__(self, model: nn.Module, anatomy: Anatomy, max_tokens: int = 2048) -> None:
+    def __init__(self, model: nn.Module, anatomy: Anatomy, max_tokens: int = 1024) -> None:
         if anatomy.reach == "nothing":
             raise EngineError("the suffix executor needs blocks in one plain sequence")
         self._model = model
@@ -51,6 +51,13 @@ class SuffixExecutor:
         self._sites = self._reference.sites
         self._rows = Rows(self._sites)
         self._in_tuple = False
+        layers = range(anatomy.n_layers)
+        # Each block's input and the last one's output, by their index in a base's inputs.
+        self._inputs = [anatomy.place("block_input", i) for i in layers]
+        self._outputs = [anatomy.place("block_output", i) for i in layers]
+        self._stream = {place: i for i, place in enumerate(self._inputs)}
+        self._stream |= {place: i + 1 for i, place in enumerate(self._outputs)}
+        self._is_chain = False
         self._bases: dict[Run, Base] = {}
         self._lengths: dict[int, Length] = {}
         self._states: dict[tuple[Run, Place], Tensor] = {}
@@ -83,7 +90,7 @@ class SuffixExecutor:
             logits = values[row.run, row.read]
             # Usually what was computed is what was asked for.
             found[run] = logits if asked == row.read else logits[[row.read.index(p) for p in asked]]
-        return torch.stack([found[run] for run in runs])
+        return _stacked([found[run] for run in runs])
 
     def states(self, runs: Sequence[Run], sites: Sequence[Site]) -> list[list[Tensor]]:
         self._refuse_hooks()
@@ -125,7 +132,7 @@ class SuffixExecutor:
     def _need(self, wanted: Mapping[Run, Collection[Place]], bases: Iterable[Run] = ()) -> None:
         """Keep the states of these runs at these places, and what these bases leave behind."""
         missing = {
-            run: {place for place in places if (run, place) not in self._states}
+            run: {place for place in places if not self._has(run, place)}
             for run, places in wanted.items()
         }
         others = {
@@ -141,8 +148,10 @@ class SuffixExecutor:
                 missing[run] = set()
         plain: dict[Run, set[Place]] = {base: set() for base in bases if base not in self._bases}
         for run, places in missing.items():
-            if places:
-                plain.setdefault(self._rows.base_of(run), set()).update(places)
+            base = self._rows.base_of(run)
+            unknown = {place for place in places if not self._has(base, place)}
+            if unknown:
+                plain.setdefault(base, set()).update(unknown)
         todo = list(plain)
         self._reference.need(self._sites.wanted_by(todo))
         for together in by_shape(todo):
@@ -157,16 +166,25 @@ class SuffixExecutor:
         if edited:
             self._follow(edited)
 
+    def _has(self, run: Run, place: Place) -> bool:
+        """Whether a state is kept; the residual stream of a base is, once the base is."""
+        if (run, place) not in self._states and run in self._bases and place in self._stream:
+            self._states[run, place] = self._bases[run].inputs[self._stream[place]]
+        return (run, place) in self._states
+
     def _follow(self, wanted: Mapping[Run, set[Place]]) -> None:
         """Keep edited runs' states: their bases', and from their first position on their own."""
         self._prepare(list(wanted))
-        rows = [self._rows.row(run, None) for run in wanted]
         places = set().union(*wanted.values())
+        after = any((self._layer(place) or 0) >= self._anatomy.n_layers for place in places)
+        rows = [self._rows.row(run, None if after else (-1,), states=True) for run in wanted]
         owners = {id(row): run for row, run in zip(rows, wanted, strict=True)}
         for row, _, states in self._walked(rows, None, places):
             run = owners[id(row)]
             for place in wanted[run]:
-                whole = self._states[self._rows.base_of(run), place]
+                base = self._rows.base_of(run)
+                assert self._has(base, place)
+                whole = self._states[base, place]
                 if place in states and row.run == run:
                     whole = whole.clone()
                     own = states[place]
@@ -180,45 +198,44 @@ class SuffixExecutor:
 
     def _record(self, bases: list[Run], places: Collection[Place]) -> None:
         """Run bases of one length in full; keep what their rows will start from, and states."""
-        anatomy = self._anatomy
-        layers = range(anatomy.n_layers)
-        inputs = [anatomy.place("block_input", i) for i in layers]
-        outputs = [anatomy.place("block_output", i) for i in layers]
+        layers = range(self._anatomy.n_layers)
         calls: dict[int, Call] = {}
         given: list[dict[str, Any]] = [{} for _ in layers]
 
         def keep(call: Call) -> None:
             calls[call.layer] = call
 
-        whole = anatomy.reach == "positions"
+        whole = self._anatomy.reach == "positions"
         handles = [
             find_module(self._model, place.path).register_forward_pre_hook(
                 _recording(given[i]), with_kwargs=True
             )
-            for i, place in enumerate(inputs)
+            for i, place in enumerate(self._inputs)
         ]
 
         def gives(_module: nn.Module, _args: Any, output: Any) -> None:
             self._in_tuple = isinstance(output, tuple)
 
-        handles.append(find_module(self._model, outputs[0].path).register_forward_hook(gives))
+        handles.append(find_module(self._model, self._outputs[0].path).register_forward_hook(gives))
+        stream = [*self._inputs, *(self._outputs[-1:] if self._is_chain else self._outputs)]
         try:
             _, states = self._reference.forward(
-                bases, (-1,), {*inputs, *outputs, *places}, inside=keep if whole else None
+                bases, (-1,), {*stream, *places}, inside=keep if whole else None
             )
         finally:
             for handle in handles:
                 handle.remove()
-        for i in layers[1:]:
-            if not torch.equal(states[outputs[i - 1]], states[inputs[i]]):
+        for i in layers[1:] if not self._is_chain else ():
+            if not torch.equal(states[self._outputs[i - 1]], states[self._inputs[i]]):
                 raise EngineError(f"block {i} does not start from what block {i - 1} gives")
+        self._is_chain = True
         for place in places:
             self._states |= {(b, place): s for b, s in zip(bases, states[place], strict=True)}
-        stream = [*(states[place] for place in inputs), states[outputs[-1]]]
+        inputs = [states[place] for place in (*self._inputs, self._outputs[-1])]
         for row, base in enumerate(bases):
             keys = [calls[i].key[row] for i in layers] if whole else []
             values = [calls[i].value[row] for i in layers] if whole else []
-            self._bases[base] = Base([state[row] for state in stream], keys, values)
+            self._bases[base] = Base([state[row] for state in inputs], keys, values)
         if whole:
             masks = [calls[i].mask for i in layers]
             alike = {id(m): m[0] for m in masks if m is not None}
@@ -325,6 +342,23 @@ def _recording(kept: dict[str, Any]) -> Any:
                 kept[name] = first(kwargs[name])
 
     return record
+
+
+def _stacked(parts: list[Tensor]) -> Tensor:
+    """Tensors stacked; not copied where they are slices, one after the other, of one tensor."""
+    first = parts[0]
+    step, start = first.numel(), first.storage_offset()
+    storage = first.untyped_storage().data_ptr()
+    in_a_row = all(
+        part.shape == first.shape
+        and part.is_contiguous()
+        and part.untyped_storage().data_ptr() == storage
+        and part.storage_offset() == start + i * step
+        for i, part in enumerate(parts)
+    )
+    if not in_a_row:
+        return torch.stack(parts)
+    return first.as_strided((len(parts), *first.shape), (step, *first.stride()), start)
 
 
 def _keys(wanted: Mapping[Run, Collection[Place]]) -> Iterator[tuple[Run, Place]]:

@@ -376,8 +376,8 @@ class _Attention:
             query = call.query[0][:, self._queries[some]].transpose(0, 1)
             key = keys[:, self._keys[some]].transpose(0, 1)
             value = values[:, self._keys[some]].transpose(0, 1)
-            mask = self._mask(layer, some)
-            found = call.plain(query, key, value, mask)
+            mask = self._mask(layer, some, query.dtype)
+            found = call.attend(query, key, value, mask)
             here = [(i - begin, edit) for i, edit in edits if some.start <= i < some.stop]
             if here or capture:
                 pattern, attend = call.weights(query, key, value, mask)
@@ -400,8 +400,11 @@ class _Attention:
         whole = torch.cat(out) if len(out) > 1 else out[0]
         return whole[at][None], torch.cat(patterns)[at] if capture else None
 
-    def _mask(self, layer: int, some: slice) -> Tensor:
-        """`[row, head or 1, query, key]`: what the base's own mask says of these positions."""
+    def _mask(self, layer: int, some: slice, dtype: torch.dtype) -> Tensor:
+        """`[row, head or 1, query, key]`: what the base's own mask says of these positions.
+
+        It is added to the scores: 0 where a key is seen.
+        """
         masks = [length.masks[layer] for length in self._by_length]
         # Layers of one kind share their masks; rows join, so that slices differ.
         key = (*map(id, masks), some.start, some.stop)
@@ -415,6 +418,11 @@ class _Attention:
                 pairs = zip(masks, self._lengths, strict=True)
                 padded = torch.stack([self._padded(m, length) for m, length in pairs])
                 mask = padded[self._which[some][:, None], :, self._positions[some]].transpose(1, 2)
+            if mask.dtype == torch.bool:
+                lowest = torch.finfo(dtype).min
+                mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(
+                    ~mask, lowest
+                )
             self._seen[key] = mask
         return self._seen[key]
 

@@ -14,7 +14,7 @@ from interv.plan.packs import make_packs
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 _SHARE = 4  # of the memory that is free, what a run may take for its activations
-_CPU_TOKENS = 2048  # wider forwards are no faster on a CPU, and lose more when killed
+_CPU_TOKENS = 1024  # wider forwards are no faster on a CPU, and lose more when killed
 _GPU_TOKENS = 32768
 
 
