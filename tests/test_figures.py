@@ -105,4 +105,4 @@ def test_every_component_that_a_trace_may_name_is_drawn(
         grid = {"component": names, "layers": [0, 1], "positions": "last"}
         path = write_spec(model=model, grid=grid, figures=figures)
         drawn = names_and_sizes(path)
-        assert {f"trace_{name}.png" for name in names} <= set(drawn)
+        assert {f"average_{name}.png" for name in names} <= set(drawn)

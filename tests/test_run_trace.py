@@ -444,12 +444,12 @@ def test_a_resumed_run_keeps_the_size_of_its_packs(
             "interv.plan.cost.free_cpu_bytes", lambda: 8 * tokens * token_bytes(facts, "float32")
         )
 
-    free(20)
+    free(16)
     folder = run(cli, path, tmp_path)
     journal = folder / "journal.jsonl"
     whole, table = journal.read_text(), (folder / "results.csv").read_bytes()
     lines = whole.splitlines(keepends=True)
-    assert json.loads(lines[0])["environment"]["max_tokens"] == 20
+    assert json.loads(lines[0])["environment"]["max_tokens"] == 16
     assert len(lines) > 10
     journal.write_text("".join(lines[:5]))
     free(1000)
@@ -460,4 +460,4 @@ def test_a_resumed_run_keeps_the_size_of_its_packs(
     journal.write_text("".join(lines[:5]))
     other = cli("trace", path, "run.max_tokens=30", "-o", tmp_path / "outputs")
     assert other.code == 1
-    assert "max_tokens 20 -> 30" in other.err
+    assert "max_tokens 16 -> 30" in other.err

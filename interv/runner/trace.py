@@ -100,11 +100,15 @@ class Tracer:
         prompts = [self.plan.prompts[i] for i in dict.fromkeys(c.prompt for c in cells)]
         runs = [self._clean(prompt) for prompt in prompts]
         self.executor.states(runs, [Site(*at, (0,)) for at in sorted(clean)])
-        if severed and self.plan.facts:
-            sites = [
-                Site(s, i, (0,)) for s in sorted(severed) for i in range(self.plan.facts.n_layers)
-            ]
-            self.executor.states([r for p in prompts for r in self._corrupted(p)], sites)
+        held = [
+            Site(component, layer, (0,))
+            for component in sorted(severed)
+            for layer in range(self.plan.facts.n_layers if self.plan.facts else 0)
+        ]
+        # Several prompts' corrupted runs share forwards: which, must not depend on what is left.
+        if held or len(prompts) > 1:
+            corrupted = [run for prompt in prompts for run in self._corrupted(prompt)]
+            self.executor.states(corrupted, held or [Site("block_input", 0, (0,))])
 
     def pack(self, pack: Pack) -> dict[str, Record]:
         """Values of every cell of a pack."""
@@ -216,12 +220,12 @@ def run_trace(plan: Plan, folder: Path, progress: Progress, *, adopt: bool = Tru
         records.be_deterministic()
     model = load_model(plan.files, plan.spec.model, plan.spec.seed, plan.spec.run.device)
     tracer = Tracer(plan, model)
-    progress("certifying", 0, 0)
-    executor, certificate = choose_executor(tracer)
     # What memory was free when the run began decides the packs of all of it.
     tokens = int(journal.environment["max_tokens"]) if journal else 0
     if not tokens or plan.spec.run.max_tokens:
         tokens = max_tokens(plan, free_gpu_bytes(model.device))
+    progress("certifying", 0, 0)
+    executor, certificate = choose_executor(tracer, tokens)
     environment = records.environment(
         str(model.device), threads, executor, tokens, deterministic=plan.spec.run.deterministic
     )
@@ -259,7 +263,7 @@ def _pending(plan: Plan, journal: Journal) -> int:
     return unknown + sum(c.prompt in wanted and c.id not in journal for c in plan.cells)
 
 
-def choose_executor(tracer: Tracer) -> tuple[ExecutorName, Certificate | None]:
+def choose_executor(tracer: Tracer, tokens: int) -> tuple[ExecutorName, Certificate | None]:
     """Give the tracer the plan's executor, the fast one only once it is certified.
 
     Raises:
@@ -274,9 +278,7 @@ def choose_executor(tracer: Tracer) -> tuple[ExecutorName, Certificate | None]:
         if plan.spec.run.executor == "suffix":
             raise EngineError(f"{hooked[0]} has hooks: run.executor=reference keeps them right")
         return "reference", None
-    fast = SuffixExecutor(
-        model.module, model.anatomy, max_tokens(plan, free_gpu_bytes(model.device))
-    )
+    fast = SuffixExecutor(model.module, model.anatomy, tokens)
     kinds: dict[str, list[Cell]] = {}
     prompt = next(iter(plan.prompts))
     for cell in plan.cells:
@@ -359,9 +361,9 @@ def measure(plan: Plan) -> tuple[float, float]:
     records.threads(plan.spec.run.threads)
     model = load_model(plan.files, plan.spec.model, plan.spec.seed, plan.spec.run.device)
     tracer = Tracer(plan, model)
-    executor, _ = choose_executor(tracer)
-    loaded = time.monotonic() - began
     tokens = max_tokens(plan, free_gpu_bytes(model.device))
+    executor, _ = choose_executor(tracer, tokens)
+    loaded = time.monotonic() - began
     pack = max(make_packs(plan, executor, tokens), key=lambda pack: pack.block_tokens)
     tracer.prepare(pack.cells)
     tracer.pack(pack)  # the first call is slower
