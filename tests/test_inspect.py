@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from interv.models.support import counts
 from tests import raw_swap, zoo
-from tests.conftest import Result, tiny_config
+from tests.conftest import REPOSITORY, Result, tiny_config
 from tests.test_imports import PROBE
 
 Cli = Callable[..., Result]
@@ -262,3 +263,10 @@ def test_known_families_need_no_torch(
     )
     assert done.returncode == 0, done.stderr
     assert "HEAVY []" in done.stderr
+
+
+def test_the_readme_counts_what_is_supported() -> None:
+    families, pairs, fast = counts()
+    readme = " ".join((REPOSITORY / "README.md").read_text("utf-8").split())
+    assert f"for all {families} families of the table" in readme
+    assert f"{pairs} pairs of family and component, {fast} of them" in readme

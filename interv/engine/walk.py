@@ -308,7 +308,6 @@ class _Attention:
         self._lengths = sorted({len(row.run) for row in rows})
         self._by_length = [lengths[n] for n in self._lengths]
         counts = [row.n_tokens for row in rows]
-        self._counts = counts
         self._wide, self._long = max(1, *counts), max(len(row.run) for row in rows)
         number = {base: i for i, base in enumerate(self._distinct)}
         ends = [0, *itertools.accumulate(len(base) for base in self._distinct)]
