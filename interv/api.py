@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,11 +73,10 @@ def load(spec: str | Path | Mapping[str, Any], *overrides: str) -> Plan | Collec
     Raises:
         UsageError, SpecError: all that is wrong with it.
     """
-    from interv.plan import make_collect_plan, make_plan
+    from interv.plan import plan_of
     from interv.spec import load_spec
 
-    loaded = load_spec(spec if isinstance(spec, Mapping) else Path(spec), overrides)
-    return make_collect_plan(loaded) if loaded.spec.kind == "collect" else make_plan(loaded)
+    return plan_of(load_spec(spec if isinstance(spec, Mapping) else Path(spec), overrides))
 
 
 def run(
@@ -166,12 +165,11 @@ def with_model(made: P) -> P:
     """
     from interv.errors import ModelError
     from interv.models.fetch import fetch
-    from interv.plan import CollectPlan, make_collect_plan, make_plan
+    from interv.plan import plan_of
 
     if made.files.absent and made.files.origin == "hub":
         fetch(made.spec.model)
-        again: Any = make_collect_plan if isinstance(made, CollectPlan) else make_plan
-        made = again(made.loaded)
+        made = cast(P, plan_of(made.loaded))
     if made.files.absent:
         raise ModelError(f"{made.files.label}: {'; '.join(made.files.absent)}")
     return made

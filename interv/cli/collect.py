@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from interv.cli.options import Json, Outputs, Overrides, Quiet, Spec
+from interv.cli.options import Fresh, Json, Outputs, Overrides, Quiet, Spec
 
 if TYPE_CHECKING:
     from interv.plan.collect import CollectPlan
@@ -23,9 +23,7 @@ def collect(
     plan_only: Annotated[
         bool, typer.Option("--plan", help="Show what would be saved, and stop.")
     ] = False,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Set an earlier run of this spec aside; begin again.")
-    ] = False,
+    fresh: Fresh = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:

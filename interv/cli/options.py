@@ -17,5 +17,8 @@ Overrides = Annotated[
     ),
 ]
 Outputs = Annotated[Path, typer.Option("--outputs", "-o", help="Where run folders are made.")]
+Fresh = Annotated[
+    bool, typer.Option("--fresh", help="Set an earlier run of this spec aside; begin again.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Nothing on stderr but errors.")]

@@ -20,13 +20,13 @@ def validate(
 ) -> None:
     """Check specs against the schema, and against their models' config and tokenizer."""
     from interv.errors import SpecError, UsageError
-    from interv.plan import check
+    from interv.plan import plan_of
     from interv.spec import load_spec
 
     reports: list[dict[str, Any]] = []
     for path in files:
         try:
-            plan = check(load_spec(path))
+            plan = plan_of(load_spec(path), only_check=True)
         except SpecError as error:
             problems = [_as_dict(p) for p in error.problems]
             reports.append({"file": str(path), "valid": False, "problems": problems})

@@ -45,6 +45,10 @@ class ReferenceExecutor:
         model: a `transformers` language model, or any module.
         anatomy: where its components stand; without one, modules are named by path.
         batch_dim: dimension of the rows, of inputs that are not tokens.
+
+    Attributes:
+        sites: of the model.
+        kept: states of runs at places, `[pos, ...]`, until `forget`.
     """
 
     def __init__(
@@ -53,7 +57,7 @@ class ReferenceExecutor:
         self._model = model
         self._batch_dim = batch_dim
         self.sites = Sites(anatomy or Anatomy())
-        self._states: dict[tuple[Run, Place], Tensor] = {}
+        self.kept: dict[tuple[Run, Place], Tensor] = {}
         forward = inspect.signature(model.forward).parameters
         self._keeps, self._caches = "logits_to_keep" in forward, "use_cache" in forward
 
@@ -78,26 +82,18 @@ class ReferenceExecutor:
         return [[self.take(run, site).clone() for run in runs] for site in sites]
 
     def forget(self) -> None:
-        self._states.clear()
-
-    def keep(self, states: Mapping[tuple[Run, Place], Tensor]) -> None:
-        """Keep states that were computed elsewhere."""
-        self._states.update(states)
-
-    def state(self, run: Run, place: Place) -> Tensor:
-        """What is kept of a place, `[pos, ...]`."""
-        return self._states[run, place]
+        self.kept.clear()
 
     def take(self, run: Run, site: Site) -> Tensor:
         """A kept state's part at a site, `[n_positions, width]`."""
-        return self.sites.take(self._states[run, self.sites.place(site)], site)
+        return self.sites.take(self.kept[run, self.sites.place(site)], site)
 
     def need(self, wanted: Mapping[Run, Collection[Place]]) -> None:
         """Keep the states of these runs at these places; each run's own sources first."""
         missing = {
             run: places
             for run, places in wanted.items()
-            if any((run, place) not in self._states for place in places)
+            if any((run, place) not in self.kept for place in places)
         }
         runs = list(missing)
         for together in by_shape(runs):
@@ -107,7 +103,7 @@ class ReferenceExecutor:
             _, states = self.forward(some, (-1,), places)
             for place, state in states.items():
                 for row, run in enumerate(some):
-                    self._states[run, place] = state[row]
+                    self.kept[run, place] = state[row]
 
     def forward(
         self,
@@ -147,7 +143,7 @@ class ReferenceExecutor:
                     n = rows.shape[1]
                     todo = [Todo(edit, row * n, n) for row, edit in edits[place]]
                     flat = make_edits(
-                        rows.flatten(0, 1), todo, self.sites, self._source, lambda: own(given)
+                        rows.flatten(0, 1), todo, self.sites, self.source, lambda: own(given)
                     )
                     rows = flat.reshape(rows.shape)
                     value = self._rows_back(back(rows), value)
@@ -244,7 +240,7 @@ class ReferenceExecutor:
                 return out
             pattern, attend = call.weights(call.query, call.key, call.value, call.mask)
             if place in edits:
-                pattern = edit_pattern(pattern, edits[place], self._source)
+                pattern = edit_pattern(pattern, edits[place], self.source)
                 rows = sorted({row for row, _ in edits[place]})
                 out = out.clone()
                 out[rows] = attend(pattern)[rows]
@@ -254,7 +250,8 @@ class ReferenceExecutor:
 
         return through
 
-    def _source(self, edit: Edit) -> Tensor:
+    def source(self, edit: Edit) -> Tensor:
+        """An edit's source activations `[n_positions, width]`, which are kept already."""
         assert edit.source is not None
         return self.take(edit.source, edit.reads)
 

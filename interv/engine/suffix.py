@@ -24,7 +24,7 @@ from interv.engine.attention import Call
 from interv.engine.hooks import find_module, foreign_hooks
 from interv.engine.reference import ReferenceExecutor, Start, by_shape, check_lengths
 from interv.engine.rows import BY_POSITION, Base, Length, Row, Rows
-from interv.engine.runs import Edit, Inputs, Run, Site, read_positions
+from interv.engine.runs import Inputs, Run, Site, read_positions
 from interv.engine.walk import Walk
 from interv.errors import EngineError
 from interv.models.anatomy import Anatomy, Place
@@ -49,6 +49,8 @@ class SuffixExecutor:
         self._max_tokens = max_tokens
         self._reference = ReferenceExecutor(model, anatomy)
         self._sites = self._reference.sites
+        # One store: what either has computed, both read.
+        self._states = self._reference.kept
         self._rows = Rows(self._sites)
         self._in_tuple = False
         layers = range(anatomy.n_layers)
@@ -60,7 +62,6 @@ class SuffixExecutor:
         self._is_chain = False
         self._bases: dict[Run, Base] = {}
         self._lengths: dict[int, Length] = {}
-        self._states: dict[tuple[Run, Place], Tensor] = {}
 
     def logits(
         self,
@@ -96,7 +97,7 @@ class SuffixExecutor:
         self._refuse_hooks()
         self._sites.check_all(runs, sites)
         self._need({run: {self._sites.place(site) for site in sites} for run in runs})
-        return [[self._take(run, site).clone() for run in runs] for site in sites]
+        return [[self._reference.take(run, site).clone() for run in runs] for site in sites]
 
     def _refuse_hooks(self) -> None:
         if hooked := foreign_hooks(self._model):
@@ -114,20 +115,10 @@ class SuffixExecutor:
         self._reference.forget()
         self._bases.clear()
         self._lengths.clear()
-        self._states.clear()
-
-    def _take(self, run: Run, site: Site) -> Tensor:
-        return self._sites.take(self._states[run, self._sites.place(site)], site)
-
-    def _source(self, edit: Edit) -> Tensor:
-        assert edit.source is not None
-        return self._take(edit.source, edit.reads)
 
     def _prepare(self, runs: Sequence[Run]) -> None:
-        """Sources and bases of these runs; the reference reads its sources where it restarts."""
-        wanted = self._sites.wanted_by(runs)
-        self._need(wanted, [self._rows.base_of(run) for run in runs])
-        self._reference.keep({key: self._states[key] for key in _keys(wanted)})
+        """Keep the sources of these runs and their bases."""
+        self._need(self._sites.wanted_by(runs), [self._rows.base_of(run) for run in runs])
 
     def _need(self, wanted: Mapping[Run, Collection[Place]], bases: Iterable[Run] = ()) -> None:
         """Keep the states of these runs at these places, and what these bases leave behind."""
@@ -143,8 +134,7 @@ class SuffixExecutor:
         }
         if others:
             self._reference.need(others)
-            for run, places in others.items():
-                self._states |= {(run, p): self._reference.state(run, p) for p in places}
+            for run in others:
                 missing[run] = set()
         plain: dict[Run, set[Place]] = {base: set() for base in bases if base not in self._bases}
         for run, places in missing.items():
@@ -230,7 +220,7 @@ class SuffixExecutor:
                 raise EngineError(f"block {i} does not start from what block {i - 1} gives")
         self._is_chain = True
         for place in places:
-            self._states |= {(b, place): s for b, s in zip(bases, states[place], strict=True)}
+            self._states.update({(b, place): s for b, s in zip(bases, states[place], strict=True)})
         inputs = [states[place] for place in (*self._inputs, self._outputs[-1])]
         for row, base in enumerate(bases):
             keys = [calls[i].key[row] for i in layers] if whole else []
@@ -265,7 +255,7 @@ class SuffixExecutor:
                     rows,
                     self._bases,
                     self._lengths,
-                    self._source,
+                    self._reference.source,
                     in_tuple=self._in_tuple,
                 )
                 return walk.run(tokens, capture)
@@ -359,10 +349,6 @@ def _stacked(parts: list[Tensor]) -> Tensor:
     if not in_a_row:
         return torch.stack(parts)
     return first.as_strided((len(parts), *first.shape), (step, *first.stride()), start)
-
-
-def _keys(wanted: Mapping[Run, Collection[Place]]) -> Iterator[tuple[Run, Place]]:
-    return ((run, place) for run, places in wanted.items() for place in places)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

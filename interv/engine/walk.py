@@ -56,9 +56,8 @@ class Walk:
         self._first = self._rows[0].layer
         after = [name for name in ("final_norm", "logits") if name in self._anatomy.components]
         self._after = {self._anatomy.place(name, 0) for name in after}
-        # How many rows and tokens have joined before each block runs, and after the last.
-        joined = [sum(r.layer <= k for r in self._rows) for k in range(self._n_layers + 1)]
-        self._joined = joined
+        # How many rows have joined before each block runs, and after the last.
+        self._joined = [sum(r.layer <= k for r in self._rows) for k in range(self._n_layers + 1)]
         self._device = next(model.parameters()).device
         self._captured: dict[Place, Tensor] = {}
         self._attention = _Attention(self._rows, self._starts, bases, lengths, self._device)
@@ -261,11 +260,11 @@ class Walk:
     def _given(self, block: nn.Module, layer: int) -> Iterator[None]:
         """A block gets its arguments by position for the tokens that are there."""
 
-        def replace(_module: nn.Module, args: Any, kwargs: Any) -> Any:
+        def give(_module: nn.Module, args: Any, kwargs: Any) -> Any:
             tokens = self._starts[self._joined[layer]]
             return args, {**kwargs, **self._attention.given(layer, tokens, kwargs)}
 
-        handle = block.register_forward_pre_hook(replace, with_kwargs=True)
+        handle = block.register_forward_pre_hook(give, with_kwargs=True)
         try:
             yield
         finally:

@@ -17,21 +17,25 @@ __all__ = [
     "Label",
     "Pack",
     "Plan",
-    "check",
     "estimate",
     "make_collect_plan",
     "make_packs",
     "make_plan",
     "max_tokens",
+    "plan_of",
 ]
 
 
-def check(loaded: LoadedSpec[Spec]) -> Plan | CollectPlan:
-    """Check a spec of any kind against its model's config and tokenizer.
+def plan_of(loaded: LoadedSpec[Spec], *, only_check: bool = False) -> Plan | CollectPlan:
+    """Check a spec of any kind against its model's config and tokenizer, and expand it.
+
+    Args:
+        loaded: the spec.
+        only_check: leave out what only a run needs.
 
     Raises:
         SpecError: all that is wrong with it.
     """
     if isinstance(loaded.spec, CollectSpec):
         return make_collect_plan(cast(LoadedSpec[CollectSpec], loaded))
-    return make_plan(cast(LoadedSpec[TraceSpec], loaded), only_check=True)
+    return make_plan(cast(LoadedSpec[TraceSpec], loaded), only_check=only_check)

@@ -63,10 +63,6 @@ class CollectPlan:
     def n_rows(self) -> int:
         return sum(map(len, self.positions.values()))
 
-    def is_by_head(self, component: str) -> bool:
-        """Whether a component is saved head by head."""
-        return is_by_head(component)
-
     @property
     def n_bytes(self) -> int | None:
         """Size of the tensors; None where a width is not known before the run."""
@@ -136,11 +132,7 @@ def _wanted(
     found: dict[str, Wanted] = {}
     for i, grid in enumerate(loaded.spec.grid):
         try:
-            layers = [
-                layer
-                for item in axes.items(grid.layers)
-                for layer in axes.expand(item, facts.n_layers) or ()
-            ]
+            layers = axes.indices(grid.layers, facts.n_layers)
         except axes.AxisError as error:
             message = f"layer {error}: the model has {facts.n_layers} layers"
             problems.append(loaded.problem(("grid", i, "layers"), message, error.expected))
@@ -190,8 +182,7 @@ def _heads(component: str, wanted: Any, anatomy: Anatomy) -> tuple[int, ...] | N
     assert anatomy.facts is not None
     # A model of an unknown type is looked at once it is loaded.
     units = anatomy.n_units(component) if anatomy.family else anatomy.facts.n_heads
-    heads = (h for item in axes.items(wanted) for h in axes.expand(item, units or 0) or ())
-    return tuple(dict.fromkeys(heads))
+    return tuple(dict.fromkeys(axes.indices(wanted, units or 0)))
 
 
 def _too_long(

@@ -102,11 +102,7 @@ def _labels(
     found: dict[tuple[object, ...], Label] = {}
     for prompt in prompts:
         for grid in loaded.spec.grid:
-            layers = [
-                layer
-                for item in axes.items(grid.layers)
-                for layer in axes.expand(item, facts.n_layers) or ()
-            ]
+            layers = axes.indices(grid.layers, facts.n_layers)
             places = list(_places(prompt, grid, several=len(prompts) > 1))
             for component in grid.component:
                 for layer in layers:

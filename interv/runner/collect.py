@@ -22,6 +22,7 @@ from torch import Tensor
 
 from interv.engine import Mean, ReferenceExecutor, Run, Site, load_model
 from interv.errors import ResumeError, UsageError
+from interv.models.anatomy import is_by_head
 from interv.plan.collect import CollectPlan
 from interv.runner import journal as journals
 from interv.runner import record as records
@@ -119,7 +120,7 @@ def _tensors(
         ]
         heads = executor.sites.anatomy.n_units(wanted.component)
         heads = len(wanted.heads) if wanted.heads else heads
-        by_head = plan.is_by_head(wanted.component) and heads
+        by_head = is_by_head(wanted.component) and heads
         if by_head:
             rows = [row.unflatten(1, (heads, -1)) for row in rows]  # type: ignore[no-untyped-call]
         if place.pattern:

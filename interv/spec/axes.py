@@ -49,6 +49,11 @@ def check(value: object, names: Sequence[str], *, negative: bool) -> None:
             raise AxisError(f"'{entry}' is not a place on this axis", expected)
 
 
+def indices(value: AxisValue, size: int) -> list[int]:
+    """Indices of a whole value, names left out; an AxisError as `expand`."""
+    return [index for item in items(value) for index in expand(item, size) or ()]
+
+
 def expand(item: AxisItem, size: int) -> list[int] | None:
     """Indices of one item on an axis of `size` places; None for a name.
 
