@@ -4,7 +4,7 @@ Importing this package imports neither torch nor transformers.
 """
 
 from interv.api import Results, executor, load, run
-from interv.plugins import metric
+from interv.plugins import function, metric
 from interv.version import __version__
 
-__all__ = ["Results", "__version__", "executor", "load", "metric", "run"]
+__all__ = ["Results", "__version__", "executor", "function", "load", "metric", "run"]

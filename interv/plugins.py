@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from interv.errors import UsageError
 
 _MARK = "_interv_metric"
+_FUNCTION = "_interv_function"
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -31,6 +32,15 @@ def metric(function: F) -> F:
     return function
 
 
+def function(function: F) -> F:
+    """Mark a function of a plug-in file as one that a causal model's variable may name.
+
+    It gets a numpy array `[n]` for each parent, and gives one of the variable's values.
+    """
+    setattr(function, _FUNCTION, True)
+    return function
+
+
 @dataclass(frozen=True)
 class Plugin:
     """What a file holds."""
@@ -38,6 +48,7 @@ class Plugin:
     path: Path
     sha256: str
     metrics: Mapping[str, Callable[..., Any]]
+    functions: Mapping[str, Callable[..., Any]]
 
 
 def load_plugin(path: Path) -> Plugin:
@@ -60,11 +71,16 @@ def load_plugin(path: Path) -> Plugin:
         kind = type(error).__name__
         raise UsageError(f"--plugin {path}: cannot be run: {kind}: {error}") from error
     # `is True`: some objects, such as torch.ops, have any attribute that one asks for.
-    found = {
-        name: value
-        for name, value in vars(module).items()
-        if callable(value) and getattr(value, _MARK, None) is True
-    }
-    if not found:
-        raise UsageError(f"--plugin {path}: has no function marked @interv.metric")
-    return Plugin(path, hashlib.sha256(source).hexdigest(), found)
+    metrics, functions = (
+        {
+            name: value
+            for name, value in vars(module).items()
+            if callable(value) and getattr(value, mark, None) is True
+        }
+        for mark in (_MARK, _FUNCTION)
+    )
+    if not metrics and not functions:
+        raise UsageError(
+            f"--plugin {path}: has no function marked @interv.metric or @interv.function"
+        )
+    return Plugin(path, hashlib.sha256(source).hexdigest(), metrics, functions)

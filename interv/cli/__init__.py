@@ -15,7 +15,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from interv.cli import collect, data, inspect, patch, plan, schema, trace, validate
+from interv.cli import collect, data, inspect, patch, plan, schema, trace, train, validate
 from interv.errors import IntervError
 from interv.version import __version__
 
@@ -30,6 +30,7 @@ app = typer.Typer(
 )
 app.command(epilog=trace.EPILOG)(trace.trace)
 app.command(epilog=patch.EPILOG)(patch.patch)
+app.command("train-das", epilog=train.EPILOG)(train.train)
 app.command(epilog=collect.EPILOG)(collect.collect)
 app.command(epilog=data.EPILOG)(data.data)
 app.command(epilog=inspect.EPILOG)(inspect.inspect)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from interv.report.claims import Verdict
 
 _TOP = 3
+_TOP_FITS = 20
 _TOP_PATCHES = 6
 _SECONDS_BETWEEN_LINES = 30  # where there is no terminal for a bar
 
@@ -153,6 +154,31 @@ class Console:
                     f"is value minus {made.relative_to}, over {int(frame['n'].max())} prompts"
                 )
 
+    def alignments(self, summary: pd.DataFrame) -> None:
+        """The fits of highest accuracy on held-out pairs, with their controls."""
+        from interv.report.das import where
+
+        table = Table(
+            title="interchange intervention accuracy, held-out pairs",
+            title_justify="left",
+            box=SIMPLE_HEAD,
+        )
+        for name in ("where", "exchanged", "trained", "whole", "random", "shuffled"):
+            table.add_column(name, justify="left" if name in ("where", "exchanged") else "right")
+        keys = ["component", "layer", "pos", "role", "set", "type", "rank", "exchanged"]
+        fits = [rows for _, rows in summary.groupby(keys, sort=False, dropna=False)]
+        best = sorted(fits, key=lambda rows: -_of(rows, "iia", "mean"))[:_TOP_FITS]
+        for rows in best:
+            low, high = _of(rows, "iia", "ci_low"), _of(rows, "iia", "ci_high")
+            others = [_of(rows, f"iia_{name}", "mean") for name in ("full", "random", "shuffled")]
+            table.add_row(
+                where(rows.iloc[0]),
+                str(rows["exchanged"].iloc[0]),
+                f"{_of(rows, 'iia', 'mean'):.3f} ({low:.3f} to {high:.3f})",
+                *(f"{value:.3f}" if value == value else "" for value in others),
+            )
+        self._console.print(table)
+
     def findings(self, findings: Mapping[str, Any]) -> None:
         """Numbers that are no table, one line each."""
         for part, found in findings.items():
@@ -178,3 +204,9 @@ class Console:
                 word = "not in this grid"
             table.add_row(verdict.claim.replace("[", r"\["), found, verdict.wanted, word)
         self._console.print(table)
+
+
+def _of(rows: pd.DataFrame, metric: str, column: str) -> float:
+    """A metric's number among a fit's lines; not a number where it has none."""
+    found = rows.loc[rows["metric"] == metric, column]
+    return float(found.iloc[0]) if len(found) else float("nan")

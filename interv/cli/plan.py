@@ -11,7 +11,7 @@ import typer
 from interv.cli.options import Json, Outputs, Overrides, Plugin, Spec
 
 if TYPE_CHECKING:
-    from interv.plan import Plan
+    from interv.plan import Plan, TrainPlan
 
 EPILOG = "Example: interv plan configs/rome.yaml grid.layers=0-11"
 
@@ -41,6 +41,12 @@ def plan(
 
 def show_plan(made: Plan, outputs: Path, *, as_json: bool, measure: bool = False) -> None:
     """Print a plan on stdout."""
+    from interv.plan import TrainPlan
+
+    if isinstance(made, TrainPlan):
+        fitted = describe_fits(made, outputs)
+        typer.echo(json.dumps(fitted, indent=1) if as_json else _fit_lines(fitted))
+        return
     facts = describe(made, outputs)
     if measure:
         facts |= _measured(made, facts)
@@ -82,6 +88,50 @@ def describe(made: Plan, outputs: Path) -> dict[str, Any]:
         "not_checked": list(made.unchecked),
         "begun": folder is not None and (folder / journals.JOURNAL).is_file(),
     }
+
+
+def describe_fits(made: TrainPlan, outputs: Path) -> dict[str, Any]:
+    """The fits of a train-das plan, and which of them are done."""
+    from interv.plan.train import SPLITS
+    from interv.runner import journal as journals
+    from interv.runner.folder import run_folder
+
+    folder = run_folder(outputs, made.spec.name, made.identity) if made.identity else None
+    own = journals.read(folder / journals.JOURNAL) if folder else None
+    train = made.spec.train
+    return {
+        "name": made.spec.name,
+        "model": made.files.label,
+        "folder": str(folder) if folder else None,
+        "causal_model": made.causal.name,
+        "variables": list(made.spec.variables),
+        "pairs": {split: made.size(split) for split in SPLITS},
+        "points": len(made.fits),
+        "places": len(made.places),
+        "seeds": list(train.seeds),
+        "fits_on_shuffled_labels": len(made.shuffled),
+        "epochs": train.epochs,
+        "batch": train.batch * train.accumulate,
+        "done_here": sum(fit.id in own for fit in made.fits) if own else 0,
+        "not_checked": list(made.unchecked),
+    }
+
+
+def _fit_lines(facts: dict[str, Any]) -> str:
+    pairs = ", ".join(f"{n:,} {split}" for split, n in facts["pairs"].items())
+    lines = [
+        f"{facts['name']} on {facts['model']}",
+        f"  folder        {facts['folder'] or 'known once the model is at hand'}",
+        f"  exchanged     {', '.join(facts['variables'])} of {facts['causal_model']}",
+        f"  pairs         {pairs}",
+        f"  fits          {facts['points']:,}: {facts['places']:,} places, seeds "
+        f"{', '.join(map(str, facts['seeds']))}; {facts['fits_on_shuffled_labels']:,} more on "
+        "shuffled labels",
+        f"  each          {facts['epochs']:,} epochs, {facts['batch']:,} pairs a step",
+        f"  done          {facts['done_here']:,}",
+    ]
+    lines += [f"  not checked   {reason}" for reason in facts["not_checked"]]
+    return "\n".join(lines)
 
 
 def parts_of(made: Plan) -> list[str]:

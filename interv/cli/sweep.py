@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from interv.cli.console import Console, count
+from interv.cli.console import Console
 
 if TYPE_CHECKING:
     from interv.api import Done
@@ -40,10 +40,7 @@ def _run(made: Plan, outputs: Path, *, fresh: bool, quiet: bool, tell: Tell) -> 
 
     assert made.identity is not None
     console = Console(quiet)
-    console.say(
-        f"{made.files.label}, {made.spec.model.dtype}: {count(len(made.baselines), 'prompt')}, "
-        f"{count(len(made.cells), 'point')} of {count(made.draws, 'row')}"
-    )
+    console.say(f"{made.files.label}, {made.spec.model.dtype}: {made.headline}")
     try:
         with console.progress() as progress:
             done = carry_out(made, outputs, fresh=fresh, progress=progress, say=console.say)

@@ -48,11 +48,17 @@ class Spot:
 
 @dataclass(frozen=True)
 class BatchEdit:
-    """An intervention at a spot; the source is `[row, n, width]` where one is needed."""
+    """An intervention at a spot.
+
+    Attributes:
+        source: `[row, n, width]`, where one is needed.
+        rows: `[row]`, whether it is made in a row; None: in all.
+    """
 
     spot: Spot
     intervention: Intervention
     source: Tensor | None = None
+    rows: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -123,25 +129,25 @@ class BatchRunner:
     Args:
         model: a `transformers` language model, or any module that takes one tensor.
         anatomy: where its components stand.
+        whole: always run the whole model.
     """
 
-    def __init__(self, model: nn.Module, anatomy: Anatomy) -> None:
+    def __init__(self, model: nn.Module, anatomy: Anatomy, *, whole: bool = False) -> None:
         self.model = model
+        self.whole = whole
         self.sites = Sites(anatomy)
         self.anatomy = anatomy
 
     def first_layer(self, edits: Sequence[Spot]) -> int | None:
         """The block from which rows with these edits can start; None: from the beginning."""
-        if self.anatomy.reach == "nothing":
-            return None
         found = []
         for spot in edits:
             place = self.sites.place(spot.site)
             layer = self.sites.layer(place)
-            if layer is None or layer < 0:
-                return None
             if layer == self.anatomy.n_layers:
                 raise EngineError(f"{spot.site.component}: nothing is trained behind the blocks")
+            if layer is None or layer < 0 or self.whole or self.anatomy.reach == "nothing":
+                return None
             found.append(layer + (place == self.anatomy.place("block_output", layer)))
         return min(found, default=None)
 
@@ -194,7 +200,7 @@ class BatchRunner:
         if narrow:
             logits = logits[:, 0]
         elif read is not None:
-            logits = logits[torch.arange(len(logits)), read]
+            logits = logits[torch.arange(len(logits)), read.to(logits.device)]
         check_finite(logits)
         return logits
 
@@ -278,6 +284,7 @@ class BatchRunner:
         )
 
     def _forward(self, inputs: Tensor, *, narrow: bool = False) -> Tensor:
+        inputs = inputs.to(next(self.model.parameters()).device)
         if inputs.is_floating_point():
             return output_of(self.model(inputs))
         if not narrow:
@@ -364,6 +371,8 @@ class BatchRunner:
             new = intervention.apply(base, source).to(rows.dtype)
             if new.shape != base.shape:
                 raise EngineError(f"{spot.site.component}: {intervention.name} changes the shape")
+            if edit.rows is not None:
+                new = torch.where(edit.rows.to(new.device)[:, None, None], new, base)
             columns = self.sites.columns(spot.site)
             if spot.positions is None and columns is None:
                 rows = new

@@ -64,19 +64,32 @@ class Boundary(Gate):
 
 @final
 class Mask(Gate):
-    """m = σ(mask / T), the mask `[width]` a parameter that starts at `start`, 0 as in pyvene."""
+    """m = σ(mask / T), the mask a parameter that starts at `start`, 0 as in pyvene.
+
+    `each` columns share a gate (those of a head): the mask is `[width / each]`.
+    """
 
     def __init__(
-        self, width: int, *, start: float | Tensor = 0.0, temperature: float | Tensor = 0.01
+        self,
+        width: int,
+        *,
+        start: float | Tensor = 0.0,
+        temperature: float | Tensor = 0.01,
+        each: int = 1,
     ) -> None:
         super().__init__(width, temperature)
         values = torch.as_tensor(start, dtype=torch.float32).detach()
-        if values.shape not in ((), (width,)):
-            raise EngineError(f"a mask of {tuple(values.shape)} where the width is {width}")
-        self.mask = nn.Parameter(values.expand(width).clone())
+        if width % each:
+            raise EngineError(f"a gate for each {each} columns where the width is {width}")
+        n = width // each
+        if values.shape not in ((), (n,)):
+            raise EngineError(f"a mask of {tuple(values.shape)} where the width is {n}")
+        self.each = each
+        self.mask = nn.Parameter(values.expand(n).clone())
 
     def forward(self) -> Tensor:
-        return torch.sigmoid(self.mask / self.temperature)
+        gates = torch.sigmoid(self.mask / self.temperature)
+        return gates if self.each == 1 else gates.repeat_interleave(self.each)
 
 
 @final

@@ -68,6 +68,11 @@ class Plan(ABC):
         return chosen
 
     @property
+    def headline(self) -> str:
+        """How much it is, in a few words."""
+        return f"{len(self.baselines):,} prompts, {len(self.cells):,} points of {self.draws:,} rows"
+
+    @property
     def prompt_indices(self) -> Iterable[int]:
         """The prompts, in the data's order."""
         return self.baselines

@@ -26,9 +26,9 @@ def conditions(
     """What the columns of a claim's rows must be.
 
     The metric, unless named, is the spec's first; nothing is severed, and no path ends
-    anywhere, unless it is said.
+    anywhere, whatever is exchanged counts, unless it is said.
     """
-    unsaid = {"metric": metrics[0], "severed": None, "receiver": None}
+    unsaid = {"metric": metrics[0], "severed": None, "receiver": None, "exchanged": "any"}
     return {**{k: v for k, v in unsaid.items() if k in columns}, **claim.where}
 
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import pandas as pd
 
-from interv.plan import PatchPlan, Plan, TracePlan
+from interv.plan import PatchPlan, Plan, TracePlan, TrainPlan
 from interv.plan.claims import grid_replaced
 from interv.plan.collect import CollectPlan
 from interv.report.claims import Verdict, check_claims
+from interv.report.das import draw_train, train_report
 from interv.report.figures import draw
 from interv.report.patch import draw_patch, patch_report
 from interv.report.tables import prompts_table, results_table, summary_table, to_csv
@@ -65,6 +66,11 @@ def write_report(plan: Plan, journal: Journal, folder: Path, record: dict[str, A
             write_atomically(folder / name, text)
         drawn = draw_patch(plan, journal, made)
         used = "patched"
+    elif isinstance(plan, TrainPlan):
+        made = train_report(plan, journal)
+        tables, findings, asked = made.tables, made.findings, made.asked
+        drawn = draw_train(plan, made)
+        used = "used"
     else:
         assert isinstance(plan, TracePlan)
         results = results_table(plan, journal)
@@ -120,21 +126,24 @@ def write_collect_record(plan: CollectPlan, folder: Path, record: dict[str, Any]
 def _asked(plan: Plan | CollectPlan) -> dict[str, Any]:
     """What was asked of which model."""
     tokenizer, model = plan.files.tokenizer, plan.spec.model
-    assert tokenizer is not None
-    bos = tokenizer.adds_bos if model.prepend_bos is None else model.prepend_bos
+    told: dict[str, Any] = {
+        "label": plan.files.label,
+        "origin": plan.files.origin,
+        "weights": plan.files.identity,
+        "dtype": model.dtype,
+    }
+    if tokenizer is not None:
+        bos = tokenizer.adds_bos if model.prepend_bos is None else model.prepend_bos
+        told |= {
+            "tokenizer": tokenizer.identity,
+            "prepend_bos": bos,
+            "chat_template": model.chat_template,
+        }
     return {
         "interv": __version__,
         "kind": plan.spec.kind,
         "identity": plan.identity,
-        "model": {
-            "label": plan.files.label,
-            "origin": plan.files.origin,
-            "weights": plan.files.identity,
-            "tokenizer": tokenizer.identity,
-            "dtype": model.dtype,
-            "prepend_bos": bos,
-            "chat_template": model.chat_template,
-        },
+        "model": told,
         "seed": plan.spec.seed,
     }
 

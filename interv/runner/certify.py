@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from interv.engine import Edit, Executor, ReferenceExecutor, Run, Site, SuffixExecutor, Vanilla
 from interv.errors import EngineError
@@ -59,12 +60,17 @@ def certify(
     together = reference.logits(rows, at)
     alone = torch.cat([reference.logits([run], at) for run in rows])
     differences = (fast.logits(rows, at) - together).abs().flatten(1).amax(1)
-    spread = float((together - alone).abs().max())
-    floor = _FLOOR.get(together.dtype, _WIDE_FLOOR) * float(together.abs().max())
     worst = int(differences.argmax())
     return Certificate(
-        len(rows), float(differences[worst]), max(_SPREADS * spread, floor), kinds[worst]
+        len(rows), float(differences[worst]), tolerance(together, alone), kinds[worst]
     )
+
+
+def tolerance(together: Tensor, alone: Tensor) -> float:
+    """How far apart the logits of rows may be, given those that they have alone."""
+    spread = float((together - alone).abs().max())
+    floor = _FLOOR.get(together.dtype, _WIDE_FLOOR) * float(together.abs().max())
+    return max(_SPREADS * spread, floor)
 
 
 def certify_model(fast: SuffixExecutor, reference: ReferenceExecutor) -> Certificate:

@@ -58,6 +58,9 @@ class Worker(ABC, Generic[P]):
     Attributes:
         executor: computes the rows; the reference until the fast one is certified.
         reference: computes everything else.
+        folder: of the run, for what is no record.
+        journal: of the run.
+        tell: told how a long step goes.
     """
 
     plan: P
@@ -70,6 +73,9 @@ class Worker(ABC, Generic[P]):
         self.reference = ReferenceExecutor(model.module, model.anatomy)
         self.executor = self.reference
         self._prepared: object = None
+        self.folder = Path()
+        self.journal: Journal | None = None
+        self.tell: Callable[[str], None] = _nobody
 
     @property
     @abstractmethod
@@ -92,6 +98,14 @@ class Worker(ABC, Generic[P]):
     def pack(self, pack: Pack) -> dict[str, Record]:
         """Values of every cell of a pack."""
 
+    def tokens(self) -> int:
+        """Tokens that go through a block together."""
+        return max_tokens(self.plan, free_gpu_bytes(self.model.device))
+
+    def choose(self, tokens: int) -> tuple[ExecutorName, Certificate | None]:
+        """Who computes, the fast way only once it is certified."""
+        return choose_executor(self, tokens)
+
     def do(self, step: Step) -> dict[str, Record]:
         """The records of a step."""
         if step.kind != "pack":
@@ -103,6 +117,15 @@ class Worker(ABC, Generic[P]):
             self.prepare(together)
             self._prepared = together
         return self.pack(pack)
+
+
+def _nobody(_text: str) -> None:
+    pass
+
+
+def load(plan: Plan) -> LoadedModel:
+    """The model of a plan."""
+    return load_model(plan.files, plan.spec.model, plan.spec.seed, plan.spec.run.device)
 
 
 def pack_steps(
@@ -134,10 +157,12 @@ class Kind(Generic[P]):
     Attributes:
         steps: what there is to do, in order, given what is done.
         worker: who does it.
+        load: the plan's model.
     """
 
     steps: Callable[[P, Journal, ExecutorName, int], Iterator[Step]]
     worker: Callable[[P, LoadedModel], Worker[P]]
+    load: Callable[[P], LoadedModel] = load
 
 
 @dataclass(frozen=True)
@@ -174,14 +199,15 @@ def run_sweep(
         return Outcome(journal, {})
     if plan.spec.run.deterministic:
         records.be_deterministic()
-    model = load_model(plan.files, plan.spec.model, plan.spec.seed, plan.spec.run.device)
+    model = kind.load(plan)
     worker = kind.worker(plan, model)
+    worker.folder = folder
     # What memory was free when the run began decides the packs of all of it.
     tokens = int(journal.environment["max_tokens"]) if journal else 0
     if not tokens or plan.spec.run.max_tokens:
-        tokens = max_tokens(plan, free_gpu_bytes(model.device))
+        tokens = worker.tokens()
     progress("certifying", 0, 0)
-    executor, certificate = choose_executor(worker, tokens)
+    executor, certificate = worker.choose(tokens)
     environment = records.environment(
         str(model.device), threads, executor, tokens, deterministic=plan.spec.run.deterministic
     )
@@ -194,9 +220,11 @@ def run_sweep(
             f"{folder}: begun under other conditions ({'; '.join(changes)}): going on would mix "
             "results. Restore them, or begin again with --fresh (what is there is set aside)"
         )
+    worker.journal = journal
     for step in kind.steps(plan, journal, executor, tokens):
         progress(step.what, 0, 0) if not step.total else None
         if any(key not in journal for key in step.ids):
+            worker.tell = _telling(progress, step)
             journal.append(worker.do(step))
         if step.total:
             progress(step.what, step.done, step.total)
@@ -208,6 +236,10 @@ def run_sweep(
             "certificate": certificate.as_dict() if certificate else None,
         },
     )
+
+
+def _telling(progress: Progress, step: Step) -> Callable[[str], None]:
+    return lambda text: progress(f"{step.what}: {text}", max(0, step.done - 1), step.total)
 
 
 def is_pending(plan: P, kind: Kind[P], journal: Journal) -> bool:
@@ -266,10 +298,9 @@ def measure(plan: P, kind: Kind[P]) -> tuple[float, float]:
     records.threads(plan.spec.run.threads)
     if plan.spec.run.deterministic:
         records.be_deterministic()
-    model = load_model(plan.files, plan.spec.model, plan.spec.seed, plan.spec.run.device)
-    worker = kind.worker(plan, model)
-    tokens = max_tokens(plan, free_gpu_bytes(model.device))
-    executor, _ = choose_executor(worker, tokens)
+    worker = kind.worker(plan, kind.load(plan))
+    tokens = worker.tokens()
+    executor, _ = worker.choose(tokens)
     loaded = time.monotonic() - began
     pack = max(make_packs(plan, executor, tokens), key=lambda pack: pack.block_tokens)
     worker.prepare(pack.cells)

@@ -5,5 +5,6 @@ from interv.spec.kinds import Spec
 from interv.spec.load import LoadedSpec, load_spec
 from interv.spec.patch import PatchSpec
 from interv.spec.schema import TraceSpec
+from interv.spec.train import TrainSpec
 
-__all__ = ["CollectSpec", "LoadedSpec", "PatchSpec", "Spec", "TraceSpec", "load_spec"]
+__all__ = ["CollectSpec", "LoadedSpec", "PatchSpec", "Spec", "TraceSpec", "TrainSpec", "load_spec"]

@@ -5,11 +5,13 @@ from __future__ import annotations
 from interv.spec.collect import CollectSpec
 from interv.spec.patch import PatchSpec
 from interv.spec.schema import TraceSpec
+from interv.spec.train import TrainSpec
 
-Spec = TraceSpec | CollectSpec | PatchSpec
+Spec = TraceSpec | CollectSpec | PatchSpec | TrainSpec
 
 KINDS: dict[str, type[Spec]] = {
     "trace": TraceSpec,
     "collect": CollectSpec,
     "patch": PatchSpec,
+    "train-das": TrainSpec,
 }

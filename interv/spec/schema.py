@@ -304,8 +304,9 @@ class Claim(Section):
     )
     of: Literal["value", "clean", "corrupted", "effect"] = "value"
     reduce: Literal["only", "max", "min", "mean", "layer_of_max"] = "only"
-    table: Literal["summary", "decomposition", "scores"] = Field(
-        "summary", description="which table the claim is about (others: of `interv patch`)"
+    table: Literal["summary", "results", "decomposition", "scores"] = Field(
+        "summary",
+        description="which table the claim is about; results: of `train-das`, a row for each seed",
     )
     value: float | None = None
     tolerance: float | None = Field(None, ge=0)
@@ -360,7 +361,7 @@ class RunSection(Section):
         return int(float(found[1]) * unit)
 
 
-def _distinct(metrics: list[str]) -> list[str]:
+def distinct(metrics: list[str]) -> list[str]:
     twice = sorted({m for m in metrics if metrics.count(m) > 1})
     if twice:
         raise wrong(f"{twice[0]} is there twice", "each metric once")
@@ -377,9 +378,7 @@ class TraceSpec(Section):
     data: FactsSection
     corrupt: Annotated[NoiseCorruption | PromptCorruption, Field(discriminator="type")]
     grid: Annotated[list[TraceGrid], Field(min_length=1)]
-    metric: Annotated[list[Metric], Field(min_length=1), AfterValidator(_distinct)] = [
-        "probability"
-    ]
+    metric: Annotated[list[Metric], Field(min_length=1), AfterValidator(distinct)] = ["probability"]
     figures: FiguresSection = FiguresSection()
     reference: list[Claim] = Field(default_factory=list)
     run: RunSection = RunSection()

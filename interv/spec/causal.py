@@ -1,0 +1,196 @@
+"""The section that declares a causal model: variables, functions, prompts, answers."""
+
+from __future__ import annotations
+
+import keyword
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    model_validator,
+)
+
+from interv.spec.schema import Section, one_or_list, wrong
+
+CausalTask = Literal[
+    "hierarchical_equality",
+    "boolean_tree",
+    "arithmetic_tree",
+    "price_tagging",
+    "ioi",
+    "gender",
+    "capitals",
+    "multiple_choice",
+    "entailment",
+]
+"""The built-in causal models."""
+
+FUNCTIONS = ("min", "max", "abs")
+"""Functions that an expression may call."""
+LARGEST = 2**53
+"""Numbers up to here are exact in every form."""
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_KINDS = ("values", "range", "vector", "one_of", "expression", "table", "function")
+# Which fields go with which kind of variable.
+_WITH = {
+    "step": ("range",),
+    "equal": ("vector",),
+    "share": ("vector",),
+    "entities": ("vector",),
+    "distribution": ("vector",),
+    "of": ("table", "function"),
+    "decimals": ("values", "range", "one_of", "expression", "table", "function"),
+}
+
+
+def _check_scalar(value: Any) -> Any:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if not abs(value) <= LARGEST:  # nor is .nan
+            raise wrong(f"{value!r} is no usable number", "a number of at most 2**53")
+    elif value == "":
+        raise wrong("an empty text", "a word")
+    return value
+
+
+Scalar = Annotated[StrictBool | StrictInt | StrictFloat | StrictStr, AfterValidator(_check_scalar)]
+Number = Annotated[StrictInt | StrictFloat, AfterValidator(_check_scalar)]
+
+
+def _check_name(name: str) -> str:
+    taken = keyword.iskeyword(name) or name in FUNCTIONS
+    if taken or not _NAME.fullmatch(name):
+        expected = "letters, digits and _, no digit first, and no word of the expressions"
+        raise wrong(f"'{name}' is no name for a variable", expected)
+    return name
+
+
+Name = Annotated[str, AfterValidator(_check_name)]
+
+
+class CausalVariable(Section):
+    """One variable. A bare list is an input of these values, a bare string an expression."""
+
+    values: list[Scalar] | None = Field(
+        None, min_length=1, description="an input: one of these, each as often"
+    )
+    range: Annotated[list[Number], Field(min_length=2, max_length=2)] | None = Field(
+        None, description="an input: [lowest, highest], both included"
+    )
+    step: Number | None = Field(None, gt=0, description="between the numbers of a range; unset: 1")
+    vector: int | None = Field(
+        None, ge=1, le=65536, description="an input: an entity, a random vector of this width"
+    )
+    equal: str | None = Field(None, description="another vector, which this one may equal")
+    share: float | None = Field(None, ge=0, le=1, description="how often it does; unset: 0.5")
+    entities: int | None = Field(
+        None, ge=2, description="how many vectors there are; unset: a fresh one each time"
+    )
+    distribution: Literal["uniform", "normal"] | None = Field(
+        None, description="of a vector's numbers; unset: uniform in [-1, 1]"
+    )
+    one_of: list[str] | None = Field(
+        None,
+        min_length=2,
+        max_length=20,
+        description="an input: the value of one of these other inputs",
+    )
+    expression: str | None = Field(
+        None, min_length=1, max_length=1000, description="over other variables: its parents"
+    )
+    table: dict[str, Scalar] | None = Field(
+        None, min_length=1, description="its value for each value of the variable under `of`"
+    )
+    function: str | None = Field(None, description="a function of the plug-in file, by name")
+    of: list[str] | None = Field(
+        None, min_length=1, description="whose values go into the table or the function"
+    )
+    decimals: int | None = Field(
+        None, ge=0, le=9, description="as a number stands in prompts; unset: as in range or values"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"expression": value}
+        if isinstance(value, list):
+            return {"values": value}
+        if isinstance(value, dict) and value.get("of") is not None:
+            return {**value, "of": one_or_list(value["of"])}
+        return value
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> CausalVariable:
+        kinds = [kind for kind in _KINDS if getattr(self, kind) is not None]
+        if len(kinds) != 1:
+            found = " and ".join(kinds) or "nothing that it is"
+            raise wrong(f"the variable has {found}", f"exactly one of {', '.join(_KINDS)}")
+        (kind,) = kinds
+        for field, wanted in _WITH.items():
+            if getattr(self, field) is not None and kind not in wanted:
+                raise wrong(f"{field} with {kind}", f"{field} with {' or '.join(wanted)} only")
+        if kind in _WITH["of"] and self.of is None:
+            raise wrong(f"a {kind} without of", "of: the variables that go in")
+        if kind == "table" and len(self.of or ()) > 1:
+            raise wrong(f"a table of {len(self.of or ())} variables", "one variable under of")
+        if self.range is not None and self.range[0] > self.range[1]:
+            raise wrong(f"the range {self.range} runs backwards", "the lower number first")
+        if self.share is not None and self.equal is None:
+            raise wrong("share without equal", "equal: the vector that is the same so often")
+        return self
+
+
+class CausalSection(Section):
+    """A causal model: a built-in task, or variables with their functions.
+
+    A bare string is a `task`.
+    """
+
+    task: CausalTask | None = Field(None, description="a built-in causal model")
+    variables: dict[Name, CausalVariable] | None = Field(
+        None, min_length=2, description="in any order"
+    )
+    output: str | None = Field(None, description="the variable that the model should answer with")
+    where: list[Annotated[str, Field(min_length=1, max_length=1000)]] = Field(
+        default_factory=list, description="expressions that hold for every base and source"
+    )
+    templates: list[Annotated[str, Field(min_length=1)]] | None = Field(
+        None, min_length=1, description="prompts, with {variable}s in them; none for vectors"
+    )
+    answer: str | dict[str, str] | None = Field(
+        None,
+        description="text of the output's values: one with {output} in it, or one for each "
+        "value; unset: a space and the value",
+    )
+    about: str = Field("", description="what the task is, for the report")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"task": value}
+        if isinstance(value, dict):
+            return {
+                k: one_or_list(v) if k in ("where", "templates") and v is not None else v
+                for k, v in value.items()
+            }
+        return value
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> CausalSection:
+        if (self.task is None) == (self.variables is None):
+            raise wrong("the causal model has neither or both", "exactly one of task, variables")
+        if self.task is not None:
+            for key in ("output", "where", "about"):
+                if getattr(self, key):
+                    raise wrong(f"{key} of a built-in task", f"variables with {key}")
+        elif self.output is None:
+            raise wrong("variables without an output", "output: one of the variables")
+        return self

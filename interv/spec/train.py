@@ -1,0 +1,283 @@
+"""The spec of `interv train-das`: a causal model, sites, interventions to train, controls."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
+
+from interv.spec.causal import CausalSection
+from interv.spec.made import MlpSection, TransformerSection
+from interv.spec.patch import Places
+from interv.spec.schema import (
+    Claim,
+    FiguresSection,
+    Heads,
+    Layers,
+    ModelSection,
+    RunSection,
+    Section,
+    distinct,
+    one_or_list,
+    wrong,
+)
+
+ROTATED = (
+    "rotated_space",
+    "low_rank_rotated_space",
+    "boundless_rotated_space",
+    "sigmoid_mask_rotated_space",
+    "pca_rotated_space",
+)
+RANKED = ("rotated_space", "low_rank_rotated_space", "pca_rotated_space", "lora")
+"""Types that exchange a number of dimensions, or adapt with so many."""
+TEMPERED = ("boundless_rotated_space", "sigmoid_mask", "sigmoid_mask_rotated_space")
+UNTRAINED = ("vanilla", "pca_rotated_space")
+"""Types without parameters: they are evaluated."""
+
+TypeName = Literal[
+    "vanilla",
+    "rotated_space",
+    "low_rank_rotated_space",
+    "boundless_rotated_space",
+    "sigmoid_mask",
+    "sigmoid_mask_rotated_space",
+    "pca_rotated_space",
+    "autoencoder",
+    "lora",
+]
+Metric = Literal["iia", "iia_full", "iia_random", "iia_shuffled"]
+
+
+def _kind_of(value: Any) -> str:
+    kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
+    return kind if kind in ("mlp", "transformer") else "pretrained"
+
+
+AnyModel = Annotated[
+    Annotated[ModelSection, Tag("pretrained")]
+    | Annotated[MlpSection, Tag("mlp")]
+    | Annotated[TransformerSection, Tag("transformer")],
+    Discriminator(_kind_of),
+]
+
+
+class TrainData(Section):
+    """Pairs of a base and its sources, with counterfactual labels from the causal model."""
+
+    train: int = Field(512, ge=1, le=100_000_000, description="pairs to train on")
+    validation: int = Field(128, ge=1, description="pairs for early stopping and the curve")
+    test: int = Field(256, ge=1, description="held-out pairs, from which every IIA is")
+    changed: float | None = Field(
+        None, ge=0, le=1, description="share of pairs whose label the interchange changes"
+    )
+    balance: bool = Field(False, description="each counterfactual label as often")
+    mixture: dict[str, Annotated[float, Field(gt=0)]] | None = Field(
+        None, description="which variables are exchanged together, and how often: {a: 1, a+b: 2}"
+    )
+    same_template: bool = Field(True, description="base and sources are of one template")
+    keep: Literal["correct", "all"] = Field(
+        "correct", description="`correct`: pairs whose base and sources the model answers rightly"
+    )
+    min_accuracy: float = Field(
+        0.5, ge=0, le=1, description="of the model itself on the task; below it nothing is trained"
+    )
+    among: Literal["vocabulary", "answers"] = Field(
+        "vocabulary", description="what an answer must be on top of, and what the loss is over"
+    )
+
+
+class Dictionary(Section):
+    """The autoencoder whose latents are exchanged."""
+
+    path: str | None = Field(
+        None, description="safetensors with encoder, encoder_bias, decoder, decoder_bias"
+    )
+    latents: int = Field(256, ge=1, description="of one that is trained with the exchange")
+    error_term: bool = Field(True, description="what the reconstruction misses stays as it is")
+
+
+class TrainedType(Section):
+    """What is trained at each place. A bare string is a `type`."""
+
+    type: list[TypeName] = Field(min_length=1, description="one, or several to compare")
+    rank: list[Annotated[int, Field(ge=1)]] = Field(
+        [1], min_length=1, description="dimensions of each variable; one, or several to compare"
+    )
+    temperature: Annotated[
+        list[Annotated[float, Field(gt=0)]], Field(min_length=2, max_length=2)
+    ] = Field([50.0, 0.1], description="of masks and boundaries: first and last")
+    penalty: float = Field(0.0, ge=0, description="on the share of a mask that is open")
+    start: Literal["random", "pca"] = Field("random", description="of a rotation's columns")
+    by_head: bool = Field(False, description="sigmoid_mask: one gate for each head")
+    alpha: float = Field(1.0, gt=0, description="strength of a lora adapter")
+    dictionary: Dictionary = Dictionary()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare(cls, value: Any) -> Any:
+        if isinstance(value, str | list):
+            value = {"type": value}
+        if isinstance(value, dict):
+            return {k: one_or_list(v) if k in ("type", "rank") else v for k, v in value.items()}
+        return value
+
+
+class TrainSite(Section):
+    """One site of a set."""
+
+    component: str
+    layer: int = Field(0, ge=0)
+    position: int | str | None = Field(None, description="a span or an index; unset: all")
+    heads: Heads | None = None
+    dims: Layers | None = Field(None, description="columns; of each head where heads are given")
+    variable: str | None = Field(None, description="the variable that stands here; unset: all")
+
+
+class TrainGrid(Section):
+    """A product of axes, each point a fit; or a set of sites, of which all are one fit."""
+
+    component: Annotated[list[str], Field(min_length=1)] | None = Field(
+        None, description="names as `interv inspect` lists them"
+    )
+    layers: Layers = "all"
+    positions: Places = Field("END", description="spans or indices, each a fit; `whole`: all")
+    heads: Heads | None = Field(None, description="these heads' columns together; unset: all")
+    dims: Layers | None = Field(None, description="only these columns")
+    together: bool = Field(False, description="all layers and positions are one fit")
+    set: list[TrainSite] | None = Field(None, min_length=1, description="one fit of several sites")
+    linked: bool = Field(False, description="sites of one fit share their parameters")
+    name: str = Field("", description="of a fit of several sites")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _single_component(cls, value: Any) -> Any:
+        if isinstance(value, dict) and isinstance(value.get("component"), str):
+            return {**value, "component": [value["component"]]}
+        return value
+
+    @model_validator(mode="after")
+    def _one_form(self) -> TrainGrid:
+        if (self.component is None) == (self.set is None):
+            raise wrong("the grid has neither or both", "exactly one of component, set")
+        several = self.set is not None or self.together
+        if several and not self.name:
+            raise wrong("a fit of several sites without a name", "name: and a word for it")
+        if self.linked and not several:
+            raise wrong("linked sites without a set", "set or together with linked")
+        return self
+
+
+class Training(Section):
+    """How each fit is trained."""
+
+    what: Literal["intervention", "model"] = Field(
+        "intervention", description="`model`: interchange intervention training of the model itself"
+    )
+    epochs: int = Field(3, ge=1, le=100_000)
+    batch: int = Field(16, ge=1, description="pairs in one step")
+    accumulate: int = Field(1, ge=1, description="batches whose gradients make one step")
+    optimizer: Literal["adam", "adamw"] = "adam"
+    lr: float = Field(1e-3, gt=0)
+    boundary_lr: float | None = Field(None, gt=0, description="of boundaries; unset: as `lr`")
+    weight_decay: float = Field(0.0, ge=0)
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "linear", description="of the learning rate, from its top to 0"
+    )
+    warmup: float = Field(0.0, ge=0, lt=1, description="share of the steps before the top")
+    clip: float | None = Field(None, gt=0, description="largest norm of the gradient")
+    patience: int | None = Field(
+        None, ge=1, description="epochs without a better validation IIA before it stops"
+    )
+    keep: Literal["last", "best"] = Field(
+        "last", description="`best`: of the epochs, by validation"
+    )
+    seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(
+        [0], min_length=1, description="each a fit of its own; the results have their spread"
+    )
+    task_weight: float = Field(
+        0.0, ge=0, description="of the loss on the bases themselves, where the model is trained"
+    )
+    exchange: list[str] | None = Field(
+        None,
+        description="where the model is trained: which parts of the mixture it learns, as `a` or "
+        "`a+b`; unset: all",
+    )
+    autocast: Literal["bfloat16"] | None = Field(None, description="on CUDA: mixed precision")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _single_seed(cls, value: Any) -> Any:
+        if isinstance(value, dict) and isinstance(value.get("seeds"), int):
+            return {**value, "seeds": [value["seeds"]]}
+        return value
+
+
+class Controls(Section):
+    """What a trained intervention is compared with."""
+
+    full: bool = Field(True, description="the whole vector exchanged")
+    random: bool = Field(True, description="a random subspace of the same size")
+    shuffled: bool = Field(True, description="trained on shuffled labels, with the first seed")
+
+
+def _check_variables(names: list[str]) -> list[str]:
+    twice = sorted({n for n in names if names.count(n) > 1})
+    if twice:
+        raise wrong(f"variable {twice[0]} is there twice", "each variable once")
+    return names
+
+
+class TrainSpec(Section):
+    """Distributed alignment search: where in the model a variable of the causal model lives."""
+
+    kind: Literal["train-das"]
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder under outputs/")
+    model: AnyModel
+    seed: int = Field(0, ge=0, lt=2**32)
+    causal_model: CausalSection
+    variables: Annotated[list[str], Field(min_length=1), AfterValidator(_check_variables)] = Field(
+        description="of the causal model: what is exchanged; several in parts of one basis"
+    )
+    data: TrainData = TrainData()
+    intervention: TrainedType = TrainedType(type=["low_rank_rotated_space"])
+    grid: list[TrainGrid] = Field(min_length=1)
+    train: Training = Training()
+    controls: Controls = Controls()
+    metric: Annotated[list[Metric], Field(min_length=1), AfterValidator(distinct)] = Field(
+        ["iia"],
+        description="interchange intervention accuracy; what claims are about, first of all",
+    )
+    figures: FiguresSection = FiguresSection()
+    reference: list[Claim] = Field(default_factory=list)
+    run: RunSection = RunSection()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _single_entries(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            singles = {"grid": dict, "variables": str, "metric": str}
+            return {
+                k: one_or_list(v) if isinstance(v, singles.get(k, ())) else v
+                for k, v in value.items()
+            }
+        return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> TrainSpec:
+        types = self.intervention.type
+        if self.train.what == "model" and types != ["vanilla"]:
+            raise wrong("a model trained under a trained intervention", "intervention: vanilla")
+        if self.intervention.by_head and set(types) - {"sigmoid_mask"}:
+            raise wrong("by_head of another type", "type: sigmoid_mask with by_head")
+        if self.intervention.start == "pca" and set(types) - set(ROTATED):
+            raise wrong("start: pca of a type without a rotation", f"one of {', '.join(ROTATED)}")
+        known = set(self.variables)
+        for grid in self.grid:
+            for site in grid.set or ():
+                if site.variable is not None and site.variable not in known:
+                    raise wrong(
+                        f"a site of variable '{site.variable}'",
+                        f"one of {', '.join(self.variables)}",
+                    )
+        return self

@@ -1,0 +1,1 @@
+"""Fitting: models made on the spot, and interventions at the places of a grid. Needs torch."""

@@ -1,0 +1,226 @@
+"""Training one fit: batches, schedules, early stopping, and a checkpoint after each epoch.
+
+Which pairs are in which batch is a function of the seed and the epoch alone, and a checkpoint
+holds all that a step depends on, so that a fit that was killed ends with the same numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from interv.errors import EngineError
+from interv.models.cache import writing
+from interv.spec.train import TrainedType, Training
+
+Progress = Callable[[str], None]
+_WINDOWS = 4  # points of the loss curve in each epoch
+
+
+class Trainee(Protocol):
+    """What is trained: its parameters, its loss on some pairs, its accuracy on held-out ones."""
+
+    modules: nn.Module
+
+    def groups(self) -> Sequence[dict[str, Any]]:
+        """Groups of parameters, as an optimiser takes them."""
+        ...
+
+    def loss(self, pairs: Tensor) -> Tensor:
+        """The sum of the losses of these training pairs."""
+        ...
+
+    def accuracy(self) -> float:
+        """Interchange intervention accuracy on the validation pairs."""
+        ...
+
+    def temper(self, value: float) -> None:
+        """Set the temperature of its gates."""
+        ...
+
+    def changed(self) -> None:
+        """Told after each step."""
+        ...
+
+
+@dataclass
+class State:
+    """How far a fit has come.
+
+    Attributes:
+        curve: points `{step, epoch, loss, iia, temperature, lr}`; iia None within an epoch.
+        best: the best validation accuracy so far, at `best_epoch`.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    best: float = -1.0
+    best_epoch: int = -1
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    stopped: bool = False
+
+
+def train(
+    trainee: Trainee,
+    n_pairs: int,
+    section: Training,
+    options: TrainedType,
+    seed: int,
+    checkpoint: Path | None,
+    tell: Progress,
+) -> State:
+    """Train until the epochs are over, or the validation accuracy gets no better.
+
+    Args:
+        trainee: holds the parameters, which are trained in place.
+        n_pairs: how many training pairs there are.
+        section: how.
+        options: of the intervention: temperatures.
+        seed: of the order of the pairs.
+        checkpoint: a file that is written after each epoch and read if it is there; None: none.
+        tell: told how it goes.
+
+    Raises:
+        EngineError: the loss is no number any more.
+        StorageError: a checkpoint cannot be written.
+    """
+    groups = trainee.groups()
+    parameters = [p for group in groups for p in group["params"]]
+    kind = torch.optim.AdamW if section.optimizer == "adamw" else torch.optim.Adam
+    optimizer = kind(groups, lr=section.lr, weight_decay=section.weight_decay)
+    per_epoch = math.ceil(n_pairs / (section.batch * section.accumulate))
+    total = per_epoch * section.epochs
+    tops = [group["lr"] for group in optimizer.param_groups]
+    state, best = State(), None
+    if checkpoint is not None and checkpoint.is_file():
+        saved = torch.load(checkpoint, weights_only=True, map_location="cpu")
+        trainee.modules.load_state_dict(saved["modules"])
+        optimizer.load_state_dict(saved["optimizer"])
+        state, best = State(**saved["state"]), saved["best"]
+        trainee.changed()
+    while state.epoch < section.epochs and not state.stopped:
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + state.epoch)
+        order = torch.randperm(n_pairs, generator=generator)
+        window: list[float] = []
+        for number, pairs in enumerate(torch.split(order, section.batch * section.accumulate)):
+            factor = rate(section, state.step, total)
+            for group, top in zip(optimizer.param_groups, tops, strict=True):
+                group["lr"] = top * factor
+            temperature = tempered(options, state.step, total)
+            trainee.temper(temperature)
+            optimizer.zero_grad(set_to_none=True)
+            losses = []
+            for some in torch.split(pairs, section.batch):
+                loss = trainee.loss(some) / len(pairs)
+                loss.backward()  # type: ignore[no-untyped-call]
+                losses.append(float(loss.detach()))
+            value = sum(losses)
+            if not math.isfinite(value):
+                raise EngineError(
+                    f"the loss is {value} at step {state.step + 1} (epoch {state.epoch + 1}): "
+                    "lower train.lr, or set train.clip"
+                )
+            if section.clip is not None:
+                nn.utils.clip_grad_norm_(parameters, section.clip)
+            optimizer.step()
+            trainee.changed()
+            state.step += 1
+            window.append(value)
+            ends = (number + 1) * _WINDOWS // per_epoch > number * _WINDOWS // per_epoch
+            if ends:
+                state.curve.append(
+                    {
+                        "step": state.step,
+                        "epoch": (number + 1) / per_epoch + state.epoch,
+                        "loss": sum(window) / len(window),
+                        "iia": None,
+                        "temperature": temperature,
+                        "lr": section.lr * factor,
+                    }
+                )
+                tell(
+                    f"epoch {state.epoch + 1}/{section.epochs}, loss {sum(window) / len(window):.3g}"
+                )
+                window = []
+        accuracy = trainee.accuracy()
+        state.curve[-1]["iia"] = accuracy
+        tell(
+            f"epoch {state.epoch + 1}/{section.epochs}, loss {state.curve[-1]['loss']:.3g}, "
+            f"validation IIA {accuracy:.3f}"
+        )
+        if accuracy > state.best:
+            state.best, state.best_epoch = accuracy, state.epoch
+            if section.keep == "best":
+                best = {k: v.detach().clone() for k, v in trainee.modules.state_dict().items()}
+        state.epoch += 1
+        waited = state.epoch - 1 - state.best_epoch
+        state.stopped = section.patience is not None and waited >= section.patience
+        if checkpoint is not None:
+            save(checkpoint, trainee.modules, optimizer, state, best)
+    if section.keep == "best" and best is not None:
+        trainee.modules.load_state_dict(best)
+        trainee.changed()
+    return state
+
+
+def save(
+    path: Path,
+    modules: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: State,
+    best: dict[str, Tensor] | None,
+) -> None:
+    """Write a checkpoint, whole or not at all.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    fresh = path.with_name(f".{path.name}.tmp")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(
+            {
+                "modules": modules.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "state": dict(vars(state)),
+                "best": best,
+            },
+            fresh,
+        )
+        fresh.replace(path)
+
+
+def rate(section: Training, step: int, total: int) -> float:
+    """The learning rate's share of its top at a step, counted from 0."""
+    warm = int(section.warmup * total)
+    if step < warm:
+        return (step + 1) / warm
+    if section.schedule == "constant":
+        return 1.0
+    done = (step - warm) / max(1, total - warm)
+    return 1 - done if section.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+
+
+def tempered(options: TrainedType, step: int, total: int) -> float:
+    """The temperature at a step: from first to last in equal steps, as in pyvene's notebook."""
+    first, last = options.temperature
+    return first + (last - first) * step / max(1, total - 1)
+
+
+@contextlib.contextmanager
+def autocast(section: Training, device: torch.device) -> Iterator[None]:
+    """Mixed precision where it is asked for and the device is a GPU."""
+    if section.autocast is None:
+        yield
+        return
+    if device.type != "cuda":
+        raise EngineError(f"train.autocast: {section.autocast} is for CUDA; this is {device.type}")
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        yield
