@@ -15,7 +15,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from interv.cli import collect, data, inspect, patch, plan, schema, trace, train, validate
+from interv.cli import collect, data, inspect, keep, patch, plan, schema, trace, train, validate
 from interv.errors import IntervError
 from interv.version import __version__
 
@@ -31,6 +31,10 @@ app = typer.Typer(
 app.command(epilog=trace.EPILOG)(trace.trace)
 app.command(epilog=patch.EPILOG)(patch.patch)
 app.command("train-das", epilog=train.EPILOG)(train.train)
+app.command(epilog="Example: interv save outputs/das_ioi/1a2b3c4d name_position")(keep.save)
+app.command(epilog="Example: interv load name_position")(keep.load)
+app.command(epilog="Example: interv push name_position me/name-position")(keep.push)
+app.command(epilog="Example: interv pull me/name-position name_position")(keep.pull)
 app.command(epilog=collect.EPILOG)(collect.collect)
 app.command(epilog=data.EPILOG)(data.data)
 app.command(epilog=inspect.EPILOG)(inspect.inspect)

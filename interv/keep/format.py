@@ -336,8 +336,11 @@ _KINDS: Mapping[str, _Kind] = {
     ),
     "mask": _Kind(
         Mask,
-        {"mask": ("width",), "temperature": ()},
-        lambda numbers, tensors: Mask(numbers["width"], temperature=tensors["temperature"]),
+        {"mask": ("gates",), "temperature": ()},
+        lambda numbers, tensors: Mask(
+            numbers["width"], temperature=tensors["temperature"], each=numbers["each"]
+        ),
+        ("width", "each"),
     ),
     "relu_dictionary": _Kind(
         ReluDictionary, _DICTIONARY, lambda _, tensors: ReluDictionary(**tensors)

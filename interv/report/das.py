@@ -197,10 +197,14 @@ def _figures(plan: TrainPlan, tables: Mapping[str, pd.DataFrame]) -> Iterator[Dr
     single = whole[whole["layer"].notna() & (whole["set"] == "")]
     keys = ["component", "type", "rank"]
     for values, rows in single.groupby(keys, sort=False, dropna=False):
-        component, kind, rank = values  # type: ignore[misc]
+        component, kind, rank = list(values)
         if rows.groupby(["layer", "pos", "role"], dropna=False).ngroups < 2:
             continue
-        parts = [str(component), str(kind), *([] if pd.isna(rank) else [f"rank{rank}"])]
+        parts = [
+            str(component),
+            str(kind),
+            *([f"rank{rank}"] if rows["rank"].notna().all() else []),
+        ]
         stem = "iia_" + "_".join(parts).replace(".", "_")
         yield stem, *_map(plan, rows)
     if len(summary.groupby([*PLACE_COLUMNS, "exchanged"], dropna=False)) <= _MOST_BARS:
@@ -216,8 +220,8 @@ def _figures(plan: TrainPlan, tables: Mapping[str, pd.DataFrame]) -> Iterator[Dr
         yield "learning_curves", figures.learning_curves(frame), frame
     ranked = single[single["rank"].notna() | (single["metric"] == "iia_full")]
     if ranked["rank"].nunique() > 1 and ranked["type"].nunique() == 1:
-        labels = [where(row) for _, row in ranked.iterrows()]
-        frame = ranked[["metric", "rank", "mean", "ci_low", "ci_high"]].assign(place=labels)
+        places = [where(row).partition(" rank")[0] for _, row in ranked.iterrows()]
+        frame = ranked[["metric", "rank", "mean", "ci_low", "ci_high"]].assign(place=places)
         yield "rank", figures.rank_curve(frame), frame
 
 

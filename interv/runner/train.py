@@ -19,12 +19,13 @@ from interv.models.cache import writing
 from interv.plan import Cell, ExecutorName, Pack
 from interv.plan.cells import digest
 from interv.plan.cost import free_cpu_bytes
-from interv.plan.train import SPLITS, UNTRAINED, Fit, TrainPlan, task_identity
+from interv.plan.train import SPLITS, Fit, TrainPlan, task_identity
 from interv.runner import sweep
 from interv.runner.certify import Certificate, refuse, tolerance
 from interv.runner.journal import Journal, Record
 from interv.runner.sweep import Kind, Step, Worker, free_gpu_bytes
 from interv.spec.made import MlpSection
+from interv.spec.train import UNTRAINED
 from interv.train.data import Group, groups_of
 from interv.train.fit import (
     Interchanging,
@@ -208,7 +209,7 @@ class TrainWorker(Worker[TrainPlan]):
         splits = self._prepared_splits(fit)
         trainee = self._trainee(fit, splits)
         checkpoint = self.folder / FITS / f"{fit.id}.checkpoint"
-        state = self._train(trainee, fit, splits, checkpoint)
+        state = self._train(trainee, fit, checkpoint)
         record: Record = {"iia": self._hits(splits["test"], trainee.parts), "curve": state.curve}
         controls = self.plan.spec.controls
         if controls.full:
@@ -227,7 +228,7 @@ class TrainWorker(Worker[TrainPlan]):
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(fit.seed + 1))
         trainee = self._trainee(fit, splits, labels[order])
         checkpoint = self.folder / FITS / f"{step.ids[0]}.checkpoint"
-        self._train(trainee, fit, splits, checkpoint)
+        self._train(trainee, fit, checkpoint)
         record = {"iia_shuffled": self._hits(splits["test"], trainee.parts)}
         checkpoint.unlink(missing_ok=True)
         return {step.ids[0]: record}
@@ -246,15 +247,12 @@ class TrainWorker(Worker[TrainPlan]):
             labels,
         )
 
-    def _train(
-        self, trainee: Any, fit: Fit, splits: Mapping[str, Split], checkpoint: Path
-    ) -> State:
+    def _train(self, trainee: Intervening, fit: Fit, checkpoint: Path) -> State:
         spec = self.plan.spec
         if fit.type in UNTRAINED or not trainee.groups():
             return State()
         return train(
             trainee,
-            len(splits["train"]),
             spec.train,
             spec.intervention,
             fit.seed,
@@ -273,9 +271,8 @@ class TrainWorker(Worker[TrainPlan]):
         trainee = Interchanging(
             spec, fit, runner, groups["train"], groups["validation"], self._among
         )
-        n = sum(len(group) for group in groups["train"])
         checkpoint = self.folder / FITS / f"{fit.id}.checkpoint"
-        state = train(trainee, n, spec.train, spec.intervention, fit.seed, checkpoint, self.tell)
+        state = train(trainee, spec.train, spec.intervention, fit.seed, checkpoint, self.tell)
         module.requires_grad_(False)
         task, swapped = [], []
         with torch.no_grad():

@@ -38,14 +38,14 @@ class Split:
     def __len__(self) -> int:
         return sum(len(prepared.group) for prepared in self.groups)
 
-    def of(self, pairs: Tensor) -> Iterator[tuple[Prepared, Tensor]]:
-        """Groups and their rows, of pairs numbered from 0 over all groups."""
+    def of(self, pairs: Tensor) -> Iterator[tuple[Prepared, Tensor, int]]:
+        """Groups, their rows, and the number of their first pair, of pairs numbered over all."""
         first = 0
         for prepared in self.groups:
             n = len(prepared.group)
             rows = pairs[(pairs >= first) & (pairs < first + n)] - first
             if len(rows):
-                yield prepared, rows
+                yield prepared, rows, first
             first += n
 
 
@@ -83,6 +83,7 @@ class Intervening:
         self.parts = make_parts(fit, spec.intervention, about_sites(runner, fit, train), seed)
         self.modules: nn.Module = modules_of(self.parts).to(device_of(runner))
         self._labels = labels
+        self.sizes: Sequence[int] = [len(prepared.group) for prepared in train.groups]
 
     def groups(self) -> list[dict[str, Any]]:
         lr = self._spec.train.lr
@@ -95,13 +96,11 @@ class Intervening:
         return found
 
     def loss(self, pairs: Tensor) -> Tensor:
-        first, total = 0, torch.zeros(())
-        for prepared, rows in self._train.of(pairs):
+        total = torch.zeros(())
+        for prepared, rows, first in self._train.of(pairs):
             labels = prepared.group.label[rows]
             if self._labels is not None:
-                first = self._train.groups.index(prepared)
-                before = sum(len(p.group) for p in self._train.groups[:first])
-                labels = self._labels[before + rows]
+                labels = self._labels[first + rows]
             with autocast(self._spec.train, device_of(self._runner)):
                 logits = prepared.logits(rows, prepared.edits(self.parts, rows))
             total = total.to(logits.device) + cross_entropy(logits, labels, self._among)
@@ -149,6 +148,7 @@ class Interchanging:
         self._train, self._validation, self._among = list(train), list(validation), among
         self.modules = runner.model
         self.modules.requires_grad_(True)
+        self.sizes: Sequence[int] = [len(group) for group in train]
 
     def groups(self) -> list[dict[str, Any]]:
         return [{"params": list(self.modules.parameters()), "lr": self._spec.train.lr}]

@@ -25,9 +25,14 @@ _WINDOWS = 4  # points of the loss curve in each epoch
 
 
 class Trainee(Protocol):
-    """What is trained: its parameters, its loss on some pairs, its accuracy on held-out ones."""
+    """What is trained: its parameters, its loss on some pairs, its accuracy on held-out ones.
+
+    Attributes:
+        sizes: of the groups of training pairs, numbered one after the other, that share forwards.
+    """
 
     modules: nn.Module
+    sizes: Sequence[int]
 
     def groups(self) -> Sequence[dict[str, Any]]:
         """Groups of parameters, as an optimiser takes them."""
@@ -69,7 +74,6 @@ class State:
 
 def train(
     trainee: Trainee,
-    n_pairs: int,
     section: Training,
     options: TrainedType,
     seed: int,
@@ -80,7 +84,6 @@ def train(
 
     Args:
         trainee: holds the parameters, which are trained in place.
-        n_pairs: how many training pairs there are.
         section: how.
         options: of the intervention: temperatures.
         seed: of the order of the pairs.
@@ -95,7 +98,8 @@ def train(
     parameters = [p for group in groups for p in group["params"]]
     kind = torch.optim.AdamW if section.optimizer == "adamw" else torch.optim.Adam
     optimizer = kind(groups, lr=section.lr, weight_decay=section.weight_decay)
-    per_epoch = math.ceil(n_pairs / (section.batch * section.accumulate))
+    n_batches = sum(math.ceil(size / section.batch) for size in trainee.sizes)
+    per_epoch = math.ceil(n_batches / section.accumulate)
     total = per_epoch * section.epochs
     tops = [group["lr"] for group in optimizer.param_groups]
     state, best = State(), None
@@ -107,9 +111,12 @@ def train(
         trainee.changed()
     while state.epoch < section.epochs and not state.stopped:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + state.epoch)
-        order = torch.randperm(n_pairs, generator=generator)
+        order = batches(trainee.sizes, section.batch, generator)
         window: list[float] = []
-        for number, pairs in enumerate(torch.split(order, section.batch * section.accumulate)):
+        for number in range(per_epoch):
+            first = number * section.accumulate
+            together = order[first : first + section.accumulate]
+            n_pairs = sum(map(len, together))
             factor = rate(section, state.step, total)
             for group, top in zip(optimizer.param_groups, tops, strict=True):
                 group["lr"] = top * factor
@@ -117,8 +124,8 @@ def train(
             trainee.temper(temperature)
             optimizer.zero_grad(set_to_none=True)
             losses = []
-            for some in torch.split(pairs, section.batch):
-                loss = trainee.loss(some) / len(pairs)
+            for pairs in together:
+                loss = trainee.loss(pairs) / n_pairs
                 loss.backward()  # type: ignore[no-untyped-call]
                 losses.append(float(loss.detach()))
             value = sum(losses)
@@ -145,9 +152,8 @@ def train(
                         "lr": section.lr * factor,
                     }
                 )
-                tell(
-                    f"epoch {state.epoch + 1}/{section.epochs}, loss {sum(window) / len(window):.3g}"
-                )
+                mean = sum(window) / len(window)
+                tell(f"epoch {state.epoch + 1}/{section.epochs}, loss {mean:.3g}")
                 window = []
         accuracy = trainee.accuracy()
         state.curve[-1]["iia"] = accuracy
@@ -168,6 +174,16 @@ def train(
         trainee.modules.load_state_dict(best)
         trainee.changed()
     return state
+
+
+def batches(sizes: Sequence[int], size: int, generator: torch.Generator) -> list[Tensor]:
+    """Pairs in random order, each batch within one group, the batches in random order too."""
+    found: list[Tensor] = []
+    first = 0
+    for n in sizes:
+        found += torch.split(first + torch.randperm(n, generator=generator), size)
+        first += n
+    return [found[i] for i in torch.randperm(len(found), generator=generator).tolist()]
 
 
 def save(
