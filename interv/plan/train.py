@@ -12,18 +12,19 @@ from interv.models import ModelFiles
 from interv.models.anatomy import Anatomy, as_path, is_by_head
 from interv.models.cache import text_hash
 from interv.models.families import LAYERLESS
-from interv.models.made import MlpShape, classes_of, made_identity, mlp_shape
+from interv.models.made import MlpShape, classes_of, made_files, made_identity, mlp_shape
 from interv.plan.cells import Cell, Plan, digest
 from interv.plan.checks import check_text_model, check_tokens, located, unknown_component
 from interv.plan.claims import check_claims
 from interv.spec import LoadedSpec, axes
 from interv.spec.made import MlpSection, TransformerSection
 from interv.spec.patch import WHOLE
+from interv.spec.schema import ModelSection
 from interv.spec.train import RANKED, UNTRAINED, TrainGrid, TrainSite, TrainSpec
 from interv.task.causal_builtin import causal_model
 from interv.task.causal_model import CausalModel
-from interv.task.causal_pairs import interchanges
-from interv.task.causal_text import usable
+from interv.task.causal_pairs import interchanges, samples
+from interv.task.causal_text import answers, render, usable
 from interv.task.causal_values import CausalError
 from interv.task.causal_vectors import input_width
 from interv.task.exchanges import Exchange, Reader, position_of, span_names
@@ -296,8 +297,7 @@ def _files(
 ) -> tuple[ModelFiles, MlpShape | None]:
     section = loaded.spec.model
     if isinstance(section, TransformerSection):
-        problem = loaded.problem(("model", "kind"), "transformers are not made yet", "kind: mlp")
-        raise SpecError([problem])
+        return _transformer(loaded, section, causal), None
     if not isinstance(section, MlpSection):
         files = located(loaded)
         if problems := list(check_text_model(loaded, files)):
@@ -315,6 +315,30 @@ def _files(
     return ModelFiles("mlp", "config", facts=shape.anatomy.facts, identity=identity), shape
 
 
+def _transformer(
+    loaded: LoadedSpec[TrainSpec], section: TransformerSection, causal: CausalModel
+) -> ModelFiles:
+    """A small transformer's config and word-level tokenizer, from prompts of the task."""
+    if causal.is_vector:
+        problem = loaded.problem(("model",), "a transformer takes prompts", "templates")
+        raise SpecError([problem])
+    try:
+        values, templates = samples(causal, _TEXTS, 0)
+        texts = [filled.text for filled in render(causal, values, templates)]
+        known = answers(causal)
+        if known is None:
+            raise CausalError("the values of the output cannot be listed", "few values")
+        texts += list(known.values())
+        return made_files(section, texts, loaded.spec.seed, task_identity(loaded))
+    except CausalError as error:
+        raise SpecError([_problem(loaded, error)]) from None
+    except ModelError as error:
+        raise SpecError([loaded.problem(("model",), str(error))]) from None
+
+
+_TEXTS = 8192  # prompts whose words a tokenizer is made of
+
+
 def task_identity(loaded: LoadedSpec[TrainSpec]) -> str:
     """The hash of a causal model's declaration, and of the plug-in file that it may use."""
     declared = loaded.spec.causal_model.model_dump(mode="json")
@@ -325,25 +349,28 @@ def _prompts(
     loaded: LoadedSpec[TrainSpec], causal: CausalModel, files: ModelFiles, *, only_check: bool
 ) -> tuple[CausalModel, list[Exchange], tuple[int, ...]]:
     spec, tokenizer = loaded.spec, files.tokenizer
-    assert tokenizer is not None and not isinstance(spec.model, MlpSection | TransformerSection)
+    assert tokenizer is not None and not isinstance(spec.model, MlpSection)
 
     def is_token(text: str) -> bool:
         ids = tokenizer.encode(text).ids
         return len(ids) == 1 and ids != (tokenizer.unk_id,)
 
     causal = usable(causal, is_token)
-    reader = Reader(causal, tokenizer, spec.model)
+    made = isinstance(spec.model, TransformerSection)
+    section = ModelSection(path=str(files.folder)) if made else spec.model
+    assert isinstance(section, ModelSection)
+    reader = Reader(causal, tokenizer, section)
     found: list[Exchange] = []
     for split in SPLITS:
         n = int(getattr(spec.data, split))
-        made = interchanges(
+        pairs = interchanges(
             causal,
             spec.variables,
             min(n, 16) if only_check else n,
             split_seed(spec, split),
             **_how(spec),
         )
-        found += reader.exchanges(made, split, len(found))
+        found += reader.exchanges(pairs, split, len(found))
     ids = {e.label_id for e in found}
     ids |= {said.answer_id for e in found for said in (e.base, *e.sources)}
     if not any(exchange.changes for exchange in found):

@@ -21,6 +21,7 @@ from interv.runner.folder import write_atomically
 from interv.runner.journal import JOURNAL, Journal, read
 from interv.runner.record import provenance
 from interv.spec import LoadedSpec, Spec
+from interv.spec.schema import ModelSection
 from interv.version import __version__
 
 RECORD = "run.json"
@@ -132,7 +133,7 @@ def _asked(plan: Plan | CollectPlan) -> dict[str, Any]:
         "weights": plan.files.identity,
         "dtype": model.dtype,
     }
-    if tokenizer is not None:
+    if tokenizer is not None and isinstance(model, ModelSection):
         bos = tokenizer.adds_bos if model.prepend_bos is None else model.prepend_bos
         told |= {
             "tokenizer": tokenizer.identity,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from interv.engine import LoadedModel, Run
 from interv.engine.batch import BatchRunner
+from interv.engine.load import load_model
 from interv.errors import EngineError
 from interv.keep import Part, Trained, write
 from interv.models.cache import writing
@@ -24,7 +25,8 @@ from interv.runner import sweep
 from interv.runner.certify import Certificate, refuse, tolerance
 from interv.runner.journal import Journal, Record
 from interv.runner.sweep import Kind, Step, Worker, free_gpu_bytes
-from interv.spec.made import MlpSection
+from interv.spec.made import MlpSection, TransformerSection
+from interv.spec.schema import ModelSection
 from interv.spec.train import UNTRAINED
 from interv.train.data import Group, groups_of
 from interv.train.fit import (
@@ -37,7 +39,7 @@ from interv.train.fit import (
     right,
 )
 from interv.train.loop import State, train
-from interv.train.made import make_mlp
+from interv.train.made import make_mlp, make_transformer
 from interv.train.parts import FitPart
 
 FITS = "fits"
@@ -398,10 +400,14 @@ def from_bits(text: str) -> Tensor:
 
 def load(plan: TrainPlan) -> LoadedModel:
     """The plan's model: made on the spot, or loaded."""
-    section = plan.spec.model
+    section, seed = plan.spec.model, plan.spec.seed
+    if isinstance(section, TransformerSection):
+        small = make_transformer(section, plan.files, plan.causal, seed)
+        path = ModelSection(path=str(small.files.folder), dtype=section.dtype)
+        return load_model(small.files, path, seed, plan.spec.run.device)
     if not isinstance(section, MlpSection):
         return sweep.load(plan)
-    made = make_mlp(section, plan.causal, plan.spec.seed, task_identity(plan.loaded))
+    made = make_mlp(section, plan.causal, seed, task_identity(plan.loaded))
     device = next(made.module.parameters()).device
     return LoadedModel(made.module, made.anatomy, device, "none")
 
