@@ -43,7 +43,7 @@ def test_every_command_in_the_readme_is_valid(
     name, *arguments = shlex.split(command)[1:]
     if name == "validate":
         arguments = [str(p) for a in arguments for p in sorted(Path().glob(a))]
-    if name in ("trace", "collect", "patch"):
+    if name in ("trace", "collect", "patch", "train-das"):
         # Planned, not run: the demo itself is run in test_default_model.py.
         arguments = [a for a in arguments if a not in ("--fresh", "--json", "--quiet")]
         arguments.append("--plan")
@@ -105,6 +105,10 @@ def test_every_option_is_in_help(cli: Callable[..., Result]) -> None:
         assert option in cli("trace", "--help").out
     for option in ("--outputs", "--plan", "--fresh", "--plugin", "--json", "--quiet"):
         assert option in cli("patch", "--help").out
+    for option in ("--outputs", "--plan", "--fresh", "--plugin", "--json", "--quiet"):
+        assert option in cli("train-das", "--help").out
+    for option in ("--fit", "--pyvene"):
+        assert option in cli("save", "--help").out
     for option in ("--show", "--json"):
         assert option in cli("data", "--help").out
     for option in ("--outputs", "--measure", "--json"):

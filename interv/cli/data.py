@@ -10,7 +10,7 @@ import typer
 from interv.cli.options import Json, Overrides, Plugin, Spec
 
 if TYPE_CHECKING:
-    from interv.plan import PatchPlan, TracePlan
+    from interv.plan import PatchPlan, TracePlan, TrainPlan
 
 EPILOG = "Example: interv data configs/ioi_heads.yaml --show 2"
 
@@ -24,15 +24,20 @@ def data(
 ) -> None:
     """Print a sample of prompts: tokens with their positions, spans and roles, and answers."""
     from interv.errors import UsageError
-    from interv.plan import CollectPlan, PatchPlan, TracePlan, plan_of
+    from interv.plan import CollectPlan, PatchPlan, TracePlan, TrainPlan, plan_of
     from interv.spec import load_spec
 
     made = plan_of(load_spec(spec, overrides or (), plugin=plugin))
+    if isinstance(made, TrainPlan) and made.causal.is_vector:
+        _vectors(made, show, as_json=as_json)
+        return
     if made.files.tokenizer is None:
         why = "; ".join(made.files.absent)
         raise UsageError(f"{made.files.label}: no tokenizer is at hand: {why}")
     if isinstance(made, PatchPlan):
         sample = _pairs(made, show)
+    elif isinstance(made, TrainPlan):
+        sample = _exchanges(made, show)
     elif isinstance(made, TracePlan):
         sample = _prompts(made, show)
     else:
@@ -46,6 +51,7 @@ def data(
     for entry in sample:
         _print(entry)
     total = len(made.texts) if isinstance(made, CollectPlan) else len(made.baselines)
+    total = len(made.exchanges) if isinstance(made, TrainPlan) else total
     left_out = len(made.left_out) if isinstance(made, PatchPlan) else 0
     typer.echo(f"{total} prompts" + (f", {left_out} left out" if left_out else ""), err=True)
 
@@ -64,6 +70,61 @@ def _pairs(made: PatchPlan, show: int) -> list[dict[str, Any]]:
         }
         for pair in list(made.pairs.values())[:show]
     ]
+
+
+def _exchanges(made: TrainPlan, show: int) -> list[dict[str, Any]]:
+    """Bases with their sources, and the label once the variables are exchanged."""
+    assert made.files.tokenizer is not None
+    decode = made.files.tokenizer.decode
+    return [
+        {
+            "prompt_id": pair.index,
+            "split": pair.split,
+            "tokens": [decode(i) for i in pair.base.ids],
+            "marks": {name: list(positions) for name, positions in pair.base.spans.items()},
+            "answers": [pair.base.answer],
+            "sources": {
+                name: source.text
+                for name, source in zip(made.spec.variables, pair.sources, strict=True)
+                if name in pair.exchanged
+            },
+            "label": pair.label,
+        }
+        for pair in made.exchanges[:show]
+    ]
+
+
+def _vectors(made: TrainPlan, show: int, *, as_json: bool) -> None:
+    """Values of a model of vectors, whose inputs are numbered entities."""
+    from interv.plan.train import vectors_of
+
+    pairs = vectors_of(made, "train")
+    sample = [
+        {
+            "base": {name: values[i].item() for name, values in pairs.base.items()},
+            "sources": {
+                name: {key: values[i].item() for key, values in source.items()}
+                for name, source, on in zip(
+                    pairs.variables, pairs.sources, pairs.exchanged[i], strict=True
+                )
+                if on
+            },
+            "label": pairs.label[i].item(),
+        }
+        for i in range(min(show, len(pairs)))
+    ]
+    if as_json:
+        typer.echo(json.dumps(sample, indent=1))
+        return
+    for i, entry in enumerate(sample):
+        typer.echo(f"pair {i}  label {entry['label']!r}")
+        typer.echo("  base     " + _values(entry["base"]))
+        for name, values in entry["sources"].items():
+            typer.echo(f"  {name} from " + _values(values))
+
+
+def _values(values: dict[str, Any]) -> str:
+    return "  ".join(f"{name}={value}" for name, value in values.items())
 
 
 def _prompts(made: TracePlan, show: int) -> list[dict[str, Any]]:
@@ -96,4 +157,8 @@ def _print(entry: dict[str, Any]) -> None:
             other = repr(others[i]) if others[i] != token else ""
             other = f"  {other:<{width}}"
         typer.echo(f"  {i:>3}  {token!r:<{width}}{other}  {' '.join(names)}".rstrip())
+    for name, text in entry.get("sources", {}).items():
+        typer.echo(f"  {name} from {text!r}")
+    if "label" in entry:
+        typer.echo(f"  then {entry['label']!r}")
     typer.echo("")

@@ -11,10 +11,12 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 from interv.errors import Problem, SpecError
 from interv.models import ModelFiles
-from interv.models.cache import text_hash
+from interv.models.cache import file_hash, text_hash
 from interv.plan.cells import Cell, Plan, digest
 from interv.plan.checks import check_tokens, located, unknown_components
 from interv.plan.claims import check_claims
@@ -299,7 +301,7 @@ def _prompt_keys(
         "diverges": any(m.is_divergence for m in metrics),
         "own": [own, loaded.plugin.sha256 if loaded.plugin and own else ""],
     }
-    intervention = spec.intervention.model_dump()
+    intervention = _intervention(spec)
     shared = text_hash(json.dumps([_VERSION, model, intervention, read], sort_keys=True))
     by_index = {p.index: p for p in pairs}
     over = spec.intervention.over
@@ -314,6 +316,16 @@ def _prompt_keys(
     return keys
 
 
+def _intervention(spec: PatchSpec) -> dict[str, Any]:
+    """What decides an intervention: of a trained one its files, wherever they are."""
+    given = spec.intervention.model_dump(exclude={"trained"})
+    if spec.intervention.trained is not None:
+        folder = Path(spec.intervention.trained)
+        files = [folder / f"intervention.{kind}" for kind in ("json", "safetensors")]
+        given["trained"] = [file_hash(path) for path in files if path.is_file()]
+    return given
+
+
 def _identity(
     loaded: LoadedSpec[PatchSpec],
     files: ModelFiles,
@@ -325,6 +337,7 @@ def _identity(
     spec = loaded.spec
     asked = {"kind", "seed", "intervention", "grid", "paths", "attribution", "decompose"}
     dump = spec.model_dump(mode="json", include={*asked, "circuit", "metric"})
+    dump["intervention"] = _intervention(spec)
     more = [spec.data.keep, spec.figures.patterns, loaded.plugin.sha256 if loaded.plugin else ""]
     # Spans change no value, but what the grid means by a name.
     prompts = [[keys[p.index], sorted(p.spans.items())] for p in pairs]

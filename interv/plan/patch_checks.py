@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from interv.errors import Problem, nearest
 from interv.models import ModelFiles
@@ -36,6 +37,11 @@ def check_parts(
 ) -> Iterator[Problem]:
     """What the parts of the spec need of the answers, the pairs and the model."""
     spec = loaded.spec
+    trained = spec.intervention.trained
+    if trained is not None and not (Path(trained) / "intervention.json").is_file():
+        expected = "a folder that `interv save` wrote"
+        message = f"{trained} has no intervention.json"
+        yield loaded.problem(("intervention", "trained"), message, expected)
     several = next((p for p in pairs if any(len(ids) > 1 for ids in p.all_ids)), None)
     alone = next((p for p in pairs if not p.wrong), None)
     without = next((p for p in pairs if p.corrupted_ids is None), None)

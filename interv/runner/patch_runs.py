@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from interv.engine import (
     Zero,
 )
 from interv.engine.metrics import Answers
+from interv.errors import UsageError
+from interv.keep import read
 from interv.models.anatomy import Place
 from interv.plan import PatchPlan
 from interv.plan.grid import Spot
@@ -41,6 +44,10 @@ class PatchRuns:
         self._plan, self._reference, self._n_layers = plan, reference, n_layers
         self._means: dict[tuple[str, Place], Tensor] = {}
         self._mean_edits: dict[tuple[str, Site], Mean] = {}
+        folder = plan.spec.intervention.trained
+        self._swaps: Sequence[Intervention] = [Vanilla()]
+        if folder is not None:
+            self._swaps = _trained(Path(folder), plan, reference)
 
     def patched(self, cell: Patch, tail: Ids) -> list[Run]:
         """The base run of a pair, patched: a run for each draw.
@@ -54,7 +61,7 @@ class PatchRuns:
         sources: Sequence[Run | None] = self.sources(pair, tail) or [None]
         runs = []
         for source in sources:
-            edits = tuple(self._edit(pair, spot, source) for spot in cell.spots)
+            edits = tuple(e for spot in cell.spots for e in self._edits(pair, spot, source))
             if cell.freeze is None:
                 runs.append(Run(base.ids, edits))
                 continue
@@ -92,10 +99,10 @@ class PatchRuns:
             return [Run(_prompt(other, over) + tail) for other in others]
         return []
 
-    def _edit(self, pair: Pair, spot: Spot, source: Run | None) -> Edit:
+    def _edits(self, pair: Pair, spot: Spot, source: Run | None) -> list[Edit]:
         site = site_of(spot)
         if source is not None:
-            return Edit(site, Vanilla(), source)
+            return [Edit(site, swap, source) for swap in self._swaps]
         made: Intervention = Zero()
         if self._plan.spec.intervention.type == "mean":
             key = pair.group, site
@@ -104,7 +111,7 @@ class PatchRuns:
                     self._reference.sites.take(self._mean(pair, site), site)
                 )
             made = self._mean_edits[key]
-        return Edit(site, made)
+        return [Edit(site, made)]
 
     def _mean(self, pair: Pair, site: Site) -> Tensor:
         """The mean state at a place over the prompts of a pair's group, `[pos, ...]`."""
@@ -173,3 +180,26 @@ def held_by(cell: Patch) -> list[str]:
     """Components that a path holds as in the base run."""
     names = {"heads": _HEADS, "mlps": _MLPS}
     return [names[word] for word in cell.freeze or ()]
+
+
+def _trained(folder: Path, plan: PatchPlan, reference: ReferenceExecutor) -> Sequence[Intervention]:
+    """What a trained intervention exchanges, each basis once.
+
+    Raises:
+        UsageError: it was trained on another model, or takes no source.
+    """
+    trained = read(folder)
+    weights = trained.about.get("weights")
+    if weights is not None and weights != plan.files.identity:
+        raise UsageError(
+            f"intervention.trained: {folder} was trained on {trained.about.get('model')}, of other "
+            f"weights than {plan.files.label}"
+        )
+    found = list(dict.fromkeys(part.intervention for part in trained.parts))
+    device = next(reference.model.parameters()).device
+    for swap in found:
+        if not swap.needs_source:
+            raise UsageError(f"intervention.trained: {folder}: {swap.name} takes no source")
+        for module in swap.modules().values():
+            module.to(device).requires_grad_(False)
+    return found

@@ -17,7 +17,12 @@ from interv.plugins import Plugin, load_plugin
 from interv.spec import kinds, schema
 from interv.spec.yaml import Document, Path_, parse, read_file
 
-_PATH_KEYS: tuple[Path_, ...] = (("model", "path"), ("model", "tokenizer"), ("data", "file"))
+_PATH_KEYS: tuple[Path_, ...] = (
+    ("model", "path"),
+    ("model", "tokenizer"),
+    ("data", "file"),
+    ("intervention", "trained"),
+)
 COMMAND_LINE = "command line"
 
 

@@ -134,11 +134,22 @@ class Intervention(Section):
         "corrupted", description="prompts that mean and resample take activations from"
     )
     samples: int = Field(3, ge=1, le=1000, description="prompts that resample draws for each pair")
+    trained: str | None = Field(
+        None,
+        description="folder of a trained intervention: only what it exchanges is exchanged, from "
+        "this file",
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _bare(cls, value: Any) -> Any:
         return {"type": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _exchanges(self) -> Intervention:
+        if self.trained is not None and self.type in ("zero", "mean"):
+            raise wrong(f"trained with {self.type}", "denoise, noise or resample")
+        return self
 
 
 class SiteText(Section):
@@ -368,6 +379,8 @@ class PatchSpec(Section):
             raise wrong("nothing is asked for", "grid, paths, decompose or circuit")
         if self.attribution and not self.grid:
             raise wrong("attribution without a grid", "grid: of what is attributed to")
+        if self.intervention.trained and (self.attribution or self.circuit or self.paths):
+            raise wrong("a trained intervention off the grid", "grid, and no other part")
         if self.attribution and self.intervention.type == "resample":
             raise wrong("attribution of resample", "denoise, noise, zero or mean")
         twice = sorted({m for m in self.metric if self.metric.count(m) > 1})
