@@ -12,14 +12,15 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from interv.plan import Fit, TrainPlan
+from interv.plan import TrainPlan
 from interv.plan.train import METRICS, PLACE_COLUMNS, TASK, exchanged_names, vectors_of
 from interv.report import das_figures as figures
 from interv.report.figures import STYLE, files_of
 from interv.report.patch import PatchReport
 from interv.report.tables import to_csv
 from interv.runner.journal import Journal
-from interv.runner.train import described, from_bits, shuffled_id
+from interv.runner.train import from_bits, shuffled_id
+from interv.spec.train import TEMPERED
 
 _Z = 1.959963984540054  # 95 % of a normal distribution
 _NAMES = {
@@ -212,10 +213,13 @@ def _figures(plan: TrainPlan, tables: Mapping[str, pd.DataFrame]) -> Iterator[Dr
         yield "iia", figures.iia_bars(frame, None), frame.drop(columns="seeds")
     curve = tables["curve"]
     if len(curve):
-        labels = {fit.id: described(fit).rpartition(", seed")[0] for fit in plan.fits}
-        frame = curve.assign(fit=curve["fit"].map(labels))
-        frame["iia"] = frame["iia"].astype(float)
-        if frame["temperature"].nunique() < 2 or plan.spec.intervention.type == ["vanilla"]:
+        kinds = plan.spec.intervention.type
+        labels = [
+            where(row) + (f", {row['type'].replace('_', ' ')}" if len(kinds) > 1 else "")
+            for _, row in curve.iterrows()
+        ]
+        frame = curve.assign(fit=labels, iia=curve["iia"].astype(float))
+        if not set(kinds) & set(TEMPERED):
             frame = frame.drop(columns="temperature")
         yield "learning_curves", figures.learning_curves(frame), frame
     ranked = single[single["rank"].notna() | (single["metric"] == "iia_full")]
@@ -283,15 +287,6 @@ def where(row: pd.Series[Any]) -> str:
     layer = "" if pd.isna(row["layer"]) else f"layer {row['layer']}"
     rank = "" if pd.isna(row["rank"]) else f"rank {row['rank']}"
     component = str(row["component"]).replace("_", " ")
-    return " ".join(part for part in (component, layer, role, rank) if part)
+    found = " ".join(part for part in (component, layer, role, rank) if part)
+    return found or "all sites"
 
-
-def best_fit(plan: TrainPlan, journal: Journal) -> Fit:
-    """The fit of the highest accuracy on held-out pairs, the first of several."""
-    fits = [fit for fit in plan.fits if fit.id in journal]
-
-    def accuracy(fit: Fit) -> float:
-        marks = journal[fit.id]["iia"]
-        return float(marks.count("1") / max(1, len(marks)))
-
-    return max(fits, key=accuracy)

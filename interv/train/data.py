@@ -14,7 +14,8 @@ from interv.engine.interventions import Intervention, Vanilla
 from interv.engine.runs import Site
 from interv.errors import EngineError
 from interv.models.made import class_indices, classes_of
-from interv.plan.train import Fit, FitSite, TrainPlan, vectors_of
+from interv.plan.train import Fit, TrainPlan, vectors_of
+from interv.plan.train_grid import FitSite
 from interv.task.causal_values import Array
 from interv.task.causal_vectors import encode
 from interv.task.exchanges import Exchange, Said, position_of

@@ -31,7 +31,8 @@ from interv.engine.rotations import (
     Rotation,
 )
 from interv.errors import EngineError, UsageError
-from interv.plan.train import Fit, FitSite
+from interv.plan.train import Fit
+from interv.plan.train_grid import FitSite
 from interv.spec.train import TrainedType
 
 
