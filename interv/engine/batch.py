@@ -157,6 +157,8 @@ class BatchRunner:
         edits: Sequence[BatchEdit] = (),
         read: Tensor | None = None,
         kept: Kept | None = None,
+        *,
+        finite: bool = True,
     ) -> Tensor:
         """Logits `[row, vocab]` after edits.
 
@@ -166,6 +168,7 @@ class BatchRunner:
             read: the position of each row whose logits are wanted; None: the model's output
                 has no positions.
             kept: where to start, of these rows.
+            finite: whether logits that are not finite are an error.
 
         Raises:
             EngineError: an edit that did not happen once, or logits that are not finite.
@@ -201,7 +204,8 @@ class BatchRunner:
             logits = logits[:, 0]
         elif read is not None:
             logits = logits[torch.arange(len(logits)), read.to(logits.device)]
-        check_finite(logits)
+        if finite:
+            check_finite(logits)
         return logits
 
     def states(self, inputs: Tensor, spots: Sequence[Spot]) -> list[Tensor]:

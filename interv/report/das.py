@@ -289,4 +289,3 @@ def where(row: pd.Series[Any]) -> str:
     component = str(row["component"]).replace("_", " ")
     found = " ".join(part for part in (component, layer, role, rank) if part)
     return found or "all sites"
-

@@ -131,7 +131,9 @@ class TrainWorker(Worker[TrainPlan]):
 
     def _certified(self, fit: Fit, what: str) -> Certificate:
         group = max(self._groups("train"), key=len)
-        some = group.take(torch.arange(min(len(group), _CERTIFIED)))
+        # Principal components want more activations than there are components.
+        n = max(_CERTIFIED, fit.rank * len(self.plan.spec.variables) + 1)
+        some = group.take(torch.arange(min(len(group), n)))
         split = prepare(self.runner, [some], fit, self._budget)
         parts = Intervening(
             self.plan.spec, fit, self.runner, split, split, self._among, fit.seed

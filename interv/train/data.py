@@ -203,7 +203,9 @@ class Prepared:
             kept = self.kept[rows]
         elif self._layer is not None:
             kept = self._runner.keep(group.base[rows], self._layer, self._first)
-        return self._runner.logits(group.base[rows], edits, read, kept)
+        # Training looks at its loss, and says what to do.
+        finite = not torch.is_grad_enabled()
+        return self._runner.logits(group.base[rows], edits, read, kept, finite=finite)
 
     def edits(self, parts: Sequence[FitPart], rows: Tensor) -> list[BatchEdit]:
         """The parts of a fit as edits of some pairs, each where its variable is exchanged."""
