@@ -154,3 +154,36 @@ def test_the_files_hash_is_in_the_ids_of_what_it_computes(
     assert plan_of(path, one).identity != plan_of(path, two).identity
     # Where none of its metrics is asked for, the values are as without it.
     assert ids(plan_of(path, one, "metric=logit")) == ids(plan_of(path, None, "metric=logit"))
+
+
+def test_a_causal_model_uses_a_function_of_the_file(
+    tmp_path: Path, cli: Callable[..., Result]
+) -> None:
+    plugin = tmp_path / "own.py"
+    plugin.write_text(
+        "import interv\n\n@interv.function\ndef both(a, b):\n    return (a & b).astype(int)\n"
+    )
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(
+        """
+kind: train-das
+model: {kind: mlp, hidden: [8], train: {examples: 4096, batch: 64, min_accuracy: 0.5}}
+causal_model:
+  variables:
+    w: {vector: 2}
+    x: {vector: 2, equal: w}
+    y: {vector: 2}
+    z: {vector: 2, equal: y}
+    WX: w == x
+    YZ: y == z
+    O: "1 if both_of == 1 else 0"
+    both_of: {function: both, of: [WX, YZ]}
+  output: O
+variables: WX
+grid: {component: block_output}
+"""
+    )
+    assert cli("plan", spec, "--plugin", plugin, "-o", tmp_path).code == 0
+    without = cli("plan", spec, "-o", tmp_path)
+    assert without.code == 2
+    assert "both" in without.err

@@ -1,0 +1,62 @@
+"""A trained intervention as what a patch exchanges."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from interv.engine import Edit, ReferenceExecutor, Run, Site, load_model
+from interv.engine.interventions import Intervention
+from interv.engine.rotations import LowRankRotatedSpace, Rotation
+from interv.errors import SpecError, UsageError
+from interv.keep import Part, Trained, write
+from interv.plan import make_patch_plan
+from interv.spec import load_spec
+from tests.test_patch import report_of, spec_of
+
+GRID = {"component": "block_output", "layers": 0, "positions": [1, 2]}
+
+
+def kept(folder: Path, intervention: Intervention, **about: object) -> str:
+    write(folder, Trained((Part(Site("block_output", 0), None, "x", intervention),), about))
+    return str(folder)
+
+
+def values(gpt2_folder: Path, folder: Path, trained: str | None) -> pd.DataFrame:
+    intervention = {"type": "denoise", "trained": trained}
+    spec = spec_of(gpt2_folder, intervention=intervention, grid=GRID, metric=["logit_difference"])
+    return report_of(spec, folder).tables["results"]
+
+
+def test_only_its_directions_are_exchanged(gpt2_folder: Path, tmp_path: Path) -> None:
+    spec = spec_of(gpt2_folder, grid=GRID)
+    plan = make_patch_plan(load_spec(spec, (), kind="patch"))
+    model = load_model(plan.files, plan.spec.model, 0, "cpu")
+    assert plan.facts is not None
+    width = plan.facts.d_model
+    swap = LowRankRotatedSpace(Rotation.seeded(width, 2, 3))
+    found = values(gpt2_folder, tmp_path / "two", kept(tmp_path / "kept", swap))
+    reference = ReferenceExecutor(model.module, model.anatomy)
+    for row in found.to_dict("records"):
+        pair = plan.pairs[row["prompt_id"]]
+        assert pair.corrupted_ids is not None
+        edit = Edit(Site("block_output", 0, (row["pos"],)), swap, Run(pair.ids))
+        logits = reference.logits([Run(pair.corrupted_ids, (edit,))])[0, 0]
+        right = logits[pair.answer_ids[0][0]]
+        wrong = logits[[ids[0] for ids in pair.wrong_ids]].mean()
+        assert row["value"] == pytest.approx(float(right - wrong), abs=1e-5)
+    every = LowRankRotatedSpace(Rotation.seeded(width, width, 0))
+    whole = values(gpt2_folder, tmp_path / "all", kept(tmp_path / "every", every))
+    plain = values(gpt2_folder, tmp_path / "plain", None)
+    assert whole["value"].tolist() == pytest.approx(plain["value"].tolist(), abs=1e-5)
+    assert found["value"].tolist() != pytest.approx(plain["value"].tolist(), abs=1e-5)
+
+
+def test_what_does_not_fit_is_an_error(gpt2_folder: Path, tmp_path: Path) -> None:
+    swap = LowRankRotatedSpace(Rotation.seeded(5, 2, 3))
+    with pytest.raises(UsageError, match="other weights"):
+        values(gpt2_folder, tmp_path / "a", kept(tmp_path / "b", swap, weights="others"))
+    with pytest.raises(SpecError, match=r"intervention\.json"):
+        values(gpt2_folder, tmp_path / "c", str(tmp_path / "nowhere"))
