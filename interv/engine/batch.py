@@ -23,7 +23,7 @@ from interv.engine.attention import Call, routing
 from interv.engine.hooks import Visit, find_module, skipping, visiting
 from interv.engine.interventions import Intervention
 from interv.engine.reference import check_finite, output_of
-from interv.engine.rows import BY_POSITION
+from interv.engine.rows import BY_POSITION, recording
 from interv.engine.runs import Site
 from interv.engine.sites import Sites, unfold
 from interv.errors import EngineError
@@ -262,7 +262,7 @@ class BatchRunner:
         with contextlib.ExitStack() as stack:
             stack.enter_context(visiting(self.model, {entry: enter}))
             for i, block in enumerate(blocks.children()):
-                handle = block.register_forward_pre_hook(_recording(given[i]), with_kwargs=True)
+                handle = block.register_forward_pre_hook(recording(given[i]), with_kwargs=True)
                 stack.callback(handle.remove)
             handle = next(iter(blocks.children())).register_forward_hook(
                 lambda _module, _args, out: tuples.append(isinstance(out, tuple))
@@ -427,20 +427,6 @@ def _from(value: Any, first: int) -> Any:
     if isinstance(value, tuple):
         return tuple(_from(each, first) for each in value)
     return value[first:][None]
-
-
-def _recording(kept: dict[str, Any]) -> Callable[..., None]:
-    """A hook that keeps a block's arguments by position, of the first row."""
-
-    def first(value: Any) -> Any:
-        return tuple(map(first, value)) if isinstance(value, tuple) else value[0]
-
-    def record(_module: nn.Module, _args: Any, kwargs: Mapping[str, Any]) -> None:
-        for name in BY_POSITION:
-            if kwargs.get(name) is not None:
-                kept[name] = first(kwargs[name])
-
-    return record
 
 
 def _additive(call: Call, first: int) -> Tensor:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from interv.engine.interventions import Collect, Vanilla
 from interv.engine.runs import Edit, Inputs, Run, read_positions
@@ -16,6 +16,21 @@ from interv.models.anatomy import Place
 
 BY_POSITION = ("position_embeddings", "position_ids", "cache_position")
 """Arguments of a block that have a value for each position."""
+
+
+def recording(kept: dict[str, Any]) -> Callable[..., None]:
+    """A hook that keeps a block's arguments by position, of the first row."""
+
+    def first(value: Any) -> Any:
+        return tuple(map(first, value)) if isinstance(value, tuple) else value[0]
+
+    def record(_module: nn.Module, _args: Any, kwargs: Mapping[str, Any]) -> None:
+        for name in BY_POSITION:
+            if kwargs.get(name) is not None:
+                kept[name] = first(kwargs[name])
+
+    return record
+
 
 # At the last layer these reach no position but their own.
 _LOCAL = {

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from interv.engine.attention import Call
 from interv.engine.hooks import find_module, foreign_hooks
 from interv.engine.reference import ReferenceExecutor, Start, by_shape, check_lengths
-from interv.engine.rows import BY_POSITION, Base, Length, Row, Rows
+from interv.engine.rows import Base, Length, Row, Rows, recording
 from interv.engine.runs import Inputs, Run, Site, read_positions
 from interv.engine.walk import Walk
 from interv.errors import EngineError
@@ -202,7 +202,7 @@ class SuffixExecutor:
         whole = self._anatomy.reach == "positions"
         handles = [
             find_module(self._model, place.path).register_forward_pre_hook(
-                _recording(given[i]), with_kwargs=True
+                recording(given[i]), with_kwargs=True
             )
             for i, place in enumerate(self._inputs)
         ]
@@ -322,20 +322,6 @@ class SuffixExecutor:
             n_logits += more
         if some:
             yield some
-
-
-def _recording(kept: dict[str, Any]) -> Any:
-    """A hook that keeps a block's arguments by position, of the first row."""
-
-    def first(value: Any) -> Any:
-        return tuple(map(first, value)) if isinstance(value, tuple) else value[0]
-
-    def record(_module: nn.Module, _args: Any, kwargs: Mapping[str, Any]) -> None:
-        for name in BY_POSITION:
-            if kwargs.get(name) is not None:
-                kept[name] = first(kwargs[name])
-
-    return record
 
 
 def _stacked(parts: list[Tensor]) -> Tensor:

@@ -13,6 +13,7 @@ from interv.spec.schema import (
     RunSection,
     Section,
     TextPositions,
+    listed,
     wrong,
 )
 
@@ -44,9 +45,7 @@ class CollectGrid(Section):
     @model_validator(mode="before")
     @classmethod
     def _single_component(cls, value: Any) -> Any:
-        if isinstance(value, dict) and isinstance(value.get("component"), str):
-            return {**value, "component": [value["component"]]}
-        return value
+        return listed(value, component=str)
 
 
 class CollectSpec(Section):
@@ -64,6 +63,4 @@ class CollectSpec(Section):
     @model_validator(mode="before")
     @classmethod
     def _single_grid(cls, value: Any) -> Any:
-        if isinstance(value, dict) and isinstance(value.get("grid"), dict):
-            return {**value, "grid": [value["grid"]]}
-        return value
+        return listed(value, grid=dict)

@@ -23,6 +23,7 @@ from interv.spec.schema import (
     ModelSection,
     RunSection,
     Section,
+    listed,
     one_or_list,
     wrong,
 )
@@ -182,9 +183,7 @@ class PatchGrid(Section):
     @model_validator(mode="before")
     @classmethod
     def _single_component(cls, value: Any) -> Any:
-        if isinstance(value, dict) and isinstance(value.get("component"), str):
-            return {**value, "component": [value["component"]]}
-        return value
+        return listed(value, component=str)
 
     @model_validator(mode="after")
     def _one_form(self) -> PatchGrid:
@@ -363,14 +362,9 @@ class PatchSpec(Section):
     @model_validator(mode="before")
     @classmethod
     def _single_entries(cls, value: Any) -> Any:
-        if isinstance(value, dict):
-            singles = {"grid": dict, "paths": dict, "metric": str}
-            value = {
-                k: one_or_list(v) if isinstance(v, singles.get(k, ())) else v
-                for k, v in value.items()
-            }
-            if value.get("decompose") is True:
-                value = {**value, "decompose": {}}
+        value = listed(value, grid=dict, paths=dict, metric=str)
+        if isinstance(value, dict) and value.get("decompose") is True:
+            value = {**value, "decompose": {}}
         return value
 
     @model_validator(mode="after")

@@ -109,6 +109,13 @@ def one_or_list(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
+def listed(value: Any, **singles: type) -> Any:
+    """A section's mapping; where a key has a single entry, of this type, it is a list of it."""
+    if not isinstance(value, dict):
+        return value
+    return {k: one_or_list(v) if isinstance(v, singles.get(k, ())) else v for k, v in value.items()}
+
+
 def bare_model(word: str) -> dict[str, str]:
     """What `model: word` stands for: a path where it looks like one, else a name."""
     local = word.startswith((".", "/", "~")) or word.endswith(".gguf")
@@ -282,9 +289,7 @@ class TraceGrid(Section):
     @model_validator(mode="before")
     @classmethod
     def _single_component(cls, value: Any) -> Any:
-        if isinstance(value, dict) and isinstance(value.get("component"), str):
-            return {**value, "component": [value["component"]]}
-        return value
+        return listed(value, component=str)
 
 
 class FiguresSection(Section):
@@ -386,10 +391,4 @@ class TraceSpec(Section):
     @model_validator(mode="before")
     @classmethod
     def _single_entries(cls, value: Any) -> Any:
-        if isinstance(value, dict):
-            singles = {"grid": dict, "metric": str}
-            value = {
-                k: one_or_list(v) if isinstance(v, singles.get(k, ())) else v
-                for k, v in value.items()
-            }
-        return value
+        return listed(value, grid=dict, metric=str)

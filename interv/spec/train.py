@@ -18,7 +18,7 @@ from interv.spec.schema import (
     RunSection,
     Section,
     distinct,
-    one_or_list,
+    listed,
     wrong,
 )
 
@@ -118,9 +118,7 @@ class TrainedType(Section):
     def _bare(cls, value: Any) -> Any:
         if isinstance(value, str | list):
             value = {"type": value}
-        if isinstance(value, dict):
-            return {k: one_or_list(v) if k in ("type", "rank") else v for k, v in value.items()}
-        return value
+        return listed(value, type=str, rank=int)
 
 
 class TrainSite(Section):
@@ -152,9 +150,7 @@ class TrainGrid(Section):
     @model_validator(mode="before")
     @classmethod
     def _single_component(cls, value: Any) -> Any:
-        if isinstance(value, dict) and isinstance(value.get("component"), str):
-            return {**value, "component": [value["component"]]}
-        return value
+        return listed(value, component=str)
 
     @model_validator(mode="after")
     def _one_form(self) -> TrainGrid:
@@ -208,9 +204,7 @@ class Training(Section):
     @model_validator(mode="before")
     @classmethod
     def _single_seed(cls, value: Any) -> Any:
-        if isinstance(value, dict) and isinstance(value.get("seeds"), int):
-            return {**value, "seeds": [value["seeds"]]}
-        return value
+        return listed(value, seeds=int)
 
 
 class Controls(Section):
@@ -255,13 +249,7 @@ class TrainSpec(Section):
     @model_validator(mode="before")
     @classmethod
     def _single_entries(cls, value: Any) -> Any:
-        if isinstance(value, dict):
-            singles = {"grid": dict, "variables": str, "metric": str}
-            return {
-                k: one_or_list(v) if isinstance(v, singles.get(k, ())) else v
-                for k, v in value.items()
-            }
-        return value
+        return listed(value, grid=dict, variables=str, metric=str)
 
     @model_validator(mode="after")
     def _fits(self) -> TrainSpec:
