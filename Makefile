@@ -41,6 +41,7 @@ check: $(DEV)  ## style, types and import contracts
 
 bench: $(DEV) $(PEERS)  ## timings against peers, on a machine that does nothing else
 	$(BIN)/python -m tests.bench
+	$(BIN)/python -m tests.bench.training
 
 clean:
 	rm -rf $(VENV) .venv-bench build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
