@@ -8,7 +8,7 @@ import pytest
 
 from interv.errors import IntervError
 from interv.report.claims import check_claims
-from interv.spec.schema import Claim
+from interv.spec.claims import Claim
 from tests.conftest import Result, SpecWriter
 
 SUMMARY = pd.DataFrame(

@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 
 _TOP = 3
 _TOP_FITS = 20
+_WORDS = {
+    "holds": "holds",
+    "missed": "MISSED",
+    "noted": "missed (noted)",
+    "outside": "not in this grid",
+}
 _TOP_PATCHES = 6
 _SECONDS_BETWEEN_LINES = 30  # where there is no terminal for a bar
 
@@ -198,11 +204,8 @@ class Console:
         for name in ("claim", "found", "wanted", "verdict"):
             table.add_column(name)
         for verdict in verdicts:
-            word = "holds" if verdict.holds else "MISSED" if verdict.fails_run else "missed (noted)"
-            found = "" if verdict.found is None else f"{verdict.found:.4g}"
-            if verdict.found is None and not verdict.fails_run:
-                word = "not in this grid"
-            table.add_row(verdict.claim.replace("[", r"\["), found, verdict.wanted, word)
+            told = (verdict.claim, verdict.told, verdict.wanted)
+            table.add_row(*(text.replace("[", r"\[") for text in told), _WORDS[verdict.word])
         self._console.print(table)
 
 

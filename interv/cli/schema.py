@@ -33,17 +33,6 @@ def json_schema() -> dict[str, Any]:
         needed = [key for key in document.pop("required") if key != "name"]
         document["anyOf"] = [{"required": needed}, {"required": ["extends"]}]
         cases.append({"if": {"properties": {"kind": {"const": kind}}}, "then": document})
-    for grid in ("TraceGrid", "CollectGrid", "PatchGrid"):
-        component = definitions[grid]["properties"]["component"]
-        listed = component["anyOf"][0] if "anyOf" in component else component
-        definitions[grid]["properties"]["component"] = {"anyOf": [listed["items"], component]}
-    _allow_single(definitions["PathGrid"]["properties"], ("senders", "receivers", "freeze"))
-    types = definitions["Intervention"]["properties"]["type"]
-    section = definitions["Intervention"]
-    definitions["Intervention"] = {
-        "description": section.pop("description"),
-        "anyOf": [types, section],
-    }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "a spec of interv",
@@ -59,13 +48,5 @@ def _allow_short_forms(document: dict[str, Any]) -> None:
     properties["extends"] = {"type": "string", "description": "a spec that this one is laid over"}
     bare = {"type": "string", "description": "smollm2-135m, a hub name, or a path from here"}
     properties["model"] = {"anyOf": [bare, properties["model"]]}
-    _allow_single(properties, ("grid", "metric", "paths"))
     if "decompose" in properties:
         properties["decompose"]["anyOf"].append({"const": True})
-
-
-def _allow_single(properties: dict[str, Any], keys: tuple[str, ...]) -> None:
-    """A list of one may be written without the list."""
-    for key in keys:
-        if key in properties:
-            properties[key] = {"anyOf": [properties[key]["items"], properties[key]]}

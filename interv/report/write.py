@@ -12,10 +12,11 @@ import pandas as pd
 from interv.plan import PatchPlan, Plan, TracePlan, TrainPlan
 from interv.plan.claims import grid_replaced
 from interv.plan.collect import CollectPlan
-from interv.report.claims import Verdict, check_claims
+from interv.report.claims import Verdict, cells_table, check_claims, verdicts_table
 from interv.report.das import draw_train, train_report
 from interv.report.figures import draw
 from interv.report.patch import draw_patch, patch_report
+from interv.report.reference_figures import draw_reference
 from interv.report.tables import prompts_table, results_table, summary_table, to_csv
 from interv.runner.folder import write_atomically
 from interv.runner.journal import JOURNAL, Journal, read
@@ -91,6 +92,14 @@ def write_report(plan: Plan, journal: Journal, folder: Path, record: dict[str, A
     verdicts = check_claims(
         plan.spec.reference, tables, list(plan.spec.metric), outside=grid_replaced(plan.loaded)
     )
+    if verdicts:
+        write_atomically(folder / "reference.csv", to_csv(verdicts_table(verdicts)))
+        cells = cells_table(verdicts)
+        if len(cells):
+            write_atomically(folder / "reference_cells.csv", to_csv(cells))
+        for name, content in draw_reference(plan.spec.figures, verdicts):
+            write_atomically(folder / "figures" / name, content)
+            figures.append(name)
     if record or not (folder / RECORD).is_file():
         document = {
             **_asked(plan),

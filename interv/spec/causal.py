@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from interv.spec.schema import Section, one_or_list, wrong
+from interv.spec.base import OR_ONE, Section, wrong
 
 CausalTask = Literal[
     "hierarchical_equality",
@@ -77,6 +77,8 @@ Name = Annotated[str, AfterValidator(_check_name)]
 class CausalVariable(Section):
     """One variable. A bare list is an input of these values, a bare string an expression."""
 
+    bare = ("values", "expression")
+
     values: list[Scalar] | None = Field(
         None, min_length=1, description="an input: one of these, each as often"
     )
@@ -108,8 +110,8 @@ class CausalVariable(Section):
         None, min_length=1, description="its value for each value of the variable under `of`"
     )
     function: str | None = Field(None, description="a function of the plug-in file, by name")
-    of: list[str] | None = Field(
-        None, min_length=1, description="whose values go into the table or the function"
+    of: Annotated[list[str], Field(min_length=1), OR_ONE] | None = Field(
+        None, description="whose values go into the table or the function"
     )
     decimals: int | None = Field(
         None, ge=0, le=9, description="as a number stands in prompts; unset: as in range or values"
@@ -120,11 +122,7 @@ class CausalVariable(Section):
     def _bare(cls, value: Any) -> Any:
         if isinstance(value, str):
             return {"expression": value}
-        if isinstance(value, list):
-            return {"values": value}
-        if isinstance(value, dict) and value.get("of") is not None:
-            return {**value, "of": one_or_list(value["of"])}
-        return value
+        return {"values": value} if isinstance(value, list) else value
 
     @model_validator(mode="after")
     def _one_kind(self) -> CausalVariable:
@@ -153,17 +151,19 @@ class CausalSection(Section):
     A bare string is a `task`.
     """
 
+    bare = ("task",)
+
     task: CausalTask | None = Field(None, description="a built-in causal model")
     variables: dict[Name, CausalVariable] | None = Field(
         None, min_length=2, description="in any order"
     )
     output: str | None = Field(None, description="the variable that the model should answer with")
-    where: list[Annotated[str, Field(min_length=1, max_length=1000)]] = Field(
+    where: Annotated[list[Annotated[str, Field(min_length=1, max_length=1000)]], OR_ONE] = Field(
         default_factory=list, description="expressions that hold for every base and source"
     )
-    templates: list[Annotated[str, Field(min_length=1)]] | None = Field(
-        None, min_length=1, description="prompts, with {variable}s in them; none for vectors"
-    )
+    templates: (
+        Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1), OR_ONE] | None
+    ) = Field(None, description="prompts, with {variable}s in them; none for vectors")
     answer: str | dict[str, str] | None = Field(
         None,
         description="text of the output's values: one with {output} in it, or one for each "
@@ -174,14 +174,7 @@ class CausalSection(Section):
     @model_validator(mode="before")
     @classmethod
     def _bare(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return {"task": value}
-        if isinstance(value, dict):
-            return {
-                k: one_or_list(v) if k in ("where", "templates") and v is not None else v
-                for k, v in value.items()
-            }
-        return value
+        return {"task": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _one_origin(self) -> CausalSection:

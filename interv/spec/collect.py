@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from interv.spec.schema import (
-    Heads,
-    Layers,
-    ModelSection,
-    RunSection,
-    Section,
-    TextPositions,
-    listed,
-    wrong,
-)
+from interv.spec.base import OR_ONE, Section, wrong
+from interv.spec.schema import Heads, Layers, ModelSection, RunSection, TextPositions
 
 
 class PromptsSection(Section):
@@ -36,16 +28,11 @@ class PromptsSection(Section):
 class CollectGrid(Section):
     """A product: components, layers, heads."""
 
-    component: Annotated[list[str], Field(min_length=1)] = Field(
+    component: Annotated[list[str], Field(min_length=1), OR_ONE] = Field(
         description="names as `interv inspect` lists them, or a module's path and side"
     )
     layers: Layers = "all"
     heads: Heads | None = Field(None, description="of head components; unset: all")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _single_component(cls, value: Any) -> Any:
-        return listed(value, component=str)
 
 
 class CollectSpec(Section):
@@ -56,11 +43,6 @@ class CollectSpec(Section):
     model: ModelSection
     seed: int = Field(0, ge=0, lt=2**32)
     data: PromptsSection
-    grid: Annotated[list[CollectGrid], Field(min_length=1)]
+    grid: Annotated[list[CollectGrid], Field(min_length=1), OR_ONE]
     positions: TextPositions = Field("all", description="of every prompt: all, -1, 0-3, last")
     run: RunSection = RunSection()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _single_grid(cls, value: Any) -> Any:
-        return listed(value, grid=dict)

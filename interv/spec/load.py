@@ -258,18 +258,31 @@ def _resolve_paths(document: Document) -> None:
         data["model"] = schema.bare_model(model)
         for key in data["model"]:
             document.values["model", key] = document.values[("model",)]
-    for section, key in _PATH_KEYS:
-        mapping = data.get(section)
-        if isinstance(mapping, dict) and isinstance(mapping.get(key), str):
-            mark = document.mark((section, key))
+    for at in _path_keys(data):
+        *outer, key = at
+        holder: Any = data
+        for part in outer:
+            holder = holder.get(part) if isinstance(part, str) else holder[part]
+            if not isinstance(holder, dict | list):
+                break
+        if isinstance(holder, dict) and isinstance(holder.get(key), str):
+            mark = document.mark(at)
             here = Path(mark.source).parent if mark and mark.source != COMMAND_LINE else Path()
             try:
-                path = (here / Path(mapping[key]).expanduser()).resolve()
+                path = (here / Path(holder[key]).expanduser()).resolve()
                 path.exists()
             except (OSError, ValueError, RuntimeError) as error:
-                message = f"{section}.{key}: {mapping[key][:60]!r} is no path: {error}"
+                dotted = ".".join(map(str, at))
+                message = f"{dotted}: {holder[key][:60]!r} is no path: {error}"
                 raise SpecError([Problem(message, mark)]) from None
-            mapping[key] = str(path)
+            holder[key] = str(path)
+
+
+def _path_keys(data: Mapping[str, Any]) -> list[Path_]:
+    """Where in a spec file names may stand."""
+    claims = data.get("reference")
+    n_claims = len(claims) if isinstance(claims, list) else 0
+    return [*_PATH_KEYS, *(("reference", i, "cells") for i in range(n_claims))]
 
 
 def _written(document: Document, location: Sequence[str | int]) -> Path_:

@@ -15,18 +15,9 @@ from pydantic import (
 )
 
 from interv.spec import axes
-from interv.spec.schema import (
-    Claim,
-    FiguresSection,
-    Heads,
-    Layers,
-    ModelSection,
-    RunSection,
-    Section,
-    listed,
-    one_or_list,
-    wrong,
-)
+from interv.spec.base import OR_ONE, Section, wrong
+from interv.spec.claims import Claim
+from interv.spec.schema import FiguresSection, Heads, Layers, ModelSection, RunSection
 
 WHOLE = "whole"
 SPANS = "spans"
@@ -127,6 +118,8 @@ class PairsSection(Section):
 class Intervention(Section):
     """What stands at a site instead, and in which run. A bare string is a `type`."""
 
+    bare = ("type",)
+
     type: Literal["denoise", "noise", "zero", "mean", "resample"] = Field(
         description="denoise: clean into corrupted; noise: corrupted into clean; the others "
         "ablate in the clean run"
@@ -166,7 +159,7 @@ class SiteText(Section):
 class PatchGrid(Section):
     """A product of axes, each point a patch; or a named set of sites, all patched at once."""
 
-    component: Annotated[list[str], Field(min_length=1)] | None = Field(
+    component: Annotated[list[str], Field(min_length=1), OR_ONE] | None = Field(
         None, description="names as `interv inspect` lists them"
     )
     layers: Layers = "all"
@@ -179,11 +172,6 @@ class PatchGrid(Section):
     dims: Layers | None = Field(None, description="columns patched together: a subspace")
     set: list[SiteText] | None = Field(None, min_length=1, description="patched at once")
     name: str = Field("", description="of a set")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _single_component(cls, value: Any) -> Any:
-        return listed(value, component=str)
 
     @model_validator(mode="after")
     def _one_form(self) -> PatchGrid:
@@ -221,31 +209,25 @@ def _check_sender(sender: PatchGrid) -> PatchGrid:
 class PathGrid(Section):
     """Senders × receivers (Wang et al. 2022; Goldowsky-Dill et al. 2023)."""
 
-    senders: list[Annotated[PatchGrid, AfterValidator(_check_sender)]] = Field(
-        min_length=1, description="heads and MLPs"
-    )
-    receivers: list[
-        Annotated[
-            Annotated[Literal["logits"], Tag("logits")] | Annotated[Receiver, Tag("heads")],
-            # Else a mistake in one form is told of both.
-            Discriminator(lambda value: "logits" if isinstance(value, str) else "heads"),
-        ]
-    ] = Field(min_length=1)
-    freeze: list[Literal["heads", "mlps"]] = Field(
+    senders: Annotated[
+        list[Annotated[PatchGrid, AfterValidator(_check_sender)]], Field(min_length=1), OR_ONE
+    ] = Field(description="heads and MLPs")
+    receivers: Annotated[
+        list[
+            Annotated[
+                Annotated[Literal["logits"], Tag("logits")] | Annotated[Receiver, Tag("heads")],
+                # Else a mistake in one form is told of both.
+                Discriminator(lambda value: "logits" if isinstance(value, str) else "heads"),
+            ]
+        ],
+        Field(min_length=1),
+        OR_ONE,
+    ]
+    freeze: Annotated[list[Literal["heads", "mlps"]], OR_ONE] = Field(
         ["heads"],
         description="what between sender and receiver stays as in the base run; the rest is "
         "computed again",
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _single(cls, value: Any) -> Any:
-        if isinstance(value, dict):
-            return {
-                k: one_or_list(v) if k in ("senders", "receivers", "freeze") else v
-                for k, v in value.items()
-            }
-        return value
 
 
 def _check_number(value: Any) -> Any:
@@ -348,12 +330,12 @@ class PatchSpec(Section):
     seed: int = Field(0, ge=0, lt=2**32)
     data: PairsSection
     intervention: Intervention = Intervention(type="denoise")
-    grid: list[PatchGrid] = Field(default_factory=list)
-    paths: list[PathGrid] = Field(default_factory=list)
+    grid: Annotated[list[PatchGrid], OR_ONE] = Field(default_factory=list)
+    paths: Annotated[list[PathGrid], OR_ONE] = Field(default_factory=list)
     attribution: Attribution | None = None
     decompose: Decompose | None = None
     circuit: Circuit | None = None
-    metric: list[str] = Field(["logit_difference"], min_length=1)
+    metric: Annotated[list[str], Field(min_length=1), OR_ONE] = Field(["logit_difference"])
     statistics: Statistics = Statistics()
     figures: PatchFigures = PatchFigures()
     reference: list[Claim] = Field(default_factory=list)
@@ -361,8 +343,7 @@ class PatchSpec(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _single_entries(cls, value: Any) -> Any:
-        value = listed(value, grid=dict, paths=dict, metric=str)
+    def _bare_decompose(cls, value: Any) -> Any:
         if isinstance(value, dict) and value.get("decompose") is True:
             value = {**value, "decompose": {}}
         return value

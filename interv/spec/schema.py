@@ -10,10 +10,11 @@ import re
 from math import inf
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
 from interv.spec import axes
+from interv.spec.base import OR_ONE, Section, wrong
+from interv.spec.claims import Claim
 
 ROLES = (
     "first_subject",
@@ -54,18 +55,6 @@ Metric = Literal["probability", "log_probability", "logit", "rank"]
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
 
 
-class Section(BaseModel):
-    """Base of every section: unknown keys are errors, values are never coerced."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-def wrong(message: str, expected: str) -> PydanticCustomError:
-    """What a validator raises: the message, and what was expected."""
-    # Braces would be read as template fields.
-    return PydanticCustomError("interv", "{message}", {"message": message, "expected": expected})
-
-
 def _axis_check(names: tuple[str, ...], *, negative: bool) -> AfterValidator:
     def check(value: Any) -> Any:
         try:
@@ -102,18 +91,6 @@ Heads = Annotated[Any, _axis_check((), negative=False), _axis_schema((), negativ
 TextPositions = Annotated[
     Any, _axis_check(("last",), negative=True), _axis_schema(("last",), negative=True)
 ]
-
-
-def one_or_list(value: Any) -> Any:
-    """The value as a list."""
-    return value if isinstance(value, list) else [value]
-
-
-def listed(value: Any, **singles: type) -> Any:
-    """A section's mapping; where a key has a single entry, of this type, it is a list of it."""
-    if not isinstance(value, dict):
-        return value
-    return {k: one_or_list(v) if isinstance(v, singles.get(k, ())) else v for k, v in value.items()}
 
 
 def bare_model(word: str) -> dict[str, str]:
@@ -274,7 +251,7 @@ class PromptCorruption(Section):
 class TraceGrid(Section):
     """A product of axes: what is restored, in which layers, at which positions."""
 
-    component: Annotated[list[Component], Field(min_length=1)]
+    component: Annotated[list[Component], Field(min_length=1), OR_ONE]
     layers: Layers = "all"
     positions: Positions = "all"
     window: int = Field(
@@ -286,51 +263,14 @@ class TraceGrid(Section):
         "(figure 3 of Meng et al. 2022)",
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _single_component(cls, value: Any) -> Any:
-        return listed(value, component=str)
-
 
 class FiguresSection(Section):
     """Which picture files are written."""
 
-    formats: Annotated[list[Literal["png", "svg", "pdf"]], Field(min_length=1)] = ["png", "svg"]
+    formats: Annotated[list[Literal["png", "svg", "pdf"]], Field(min_length=1)] = Field(
+        ["png", "svg"]
+    )
     dpi: int = Field(150, ge=30, le=1200)
-
-
-class Claim(Section):
-    """One published number or shape, and how close ours must come."""
-
-    claim: str = Field(min_length=1, description="in words, for the table")
-    where: dict[str, str | int | None] = Field(
-        default_factory=dict,
-        description="columns of summary.csv and the values they must have; a range of layers: 8-11",
-    )
-    of: Literal["value", "clean", "corrupted", "effect"] = "value"
-    reduce: Literal["only", "max", "min", "mean", "layer_of_max"] = "only"
-    table: Literal["summary", "results", "decomposition", "scores"] = Field(
-        "summary",
-        description="which table the claim is about; results: of `train-das`, a row for each seed",
-    )
-    value: float | None = None
-    tolerance: float | None = Field(None, ge=0)
-    between: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
-    source: str = Field(min_length=1, description="paper, figure, and how the value was read")
-    on_miss: Literal["fail", "note"] = "fail"
-
-    @model_validator(mode="after")
-    def _one_form(self) -> Claim:
-        near = self.value is not None and self.tolerance is not None
-        if near == (self.between is not None) or (self.value is None) != (self.tolerance is None):
-            raise wrong("no form of comparison", "value with tolerance, or between: [low, high]")
-        if self.between is not None and self.between[0] > self.between[1]:
-            raise wrong(f"between {self.between} holds nothing", "[low, high]")
-        for column in ("layer", "window", "pos"):
-            wanted = self.where.get(column)
-            if isinstance(wanted, str) and not re.fullmatch(r"\d+(-\d+)?", wanted):
-                raise wrong(f"where.{column}: {wanted!r}", "a number, or a range like 8-11")
-        return self
 
 
 class RunSection(Section):
@@ -382,13 +322,10 @@ class TraceSpec(Section):
     seed: int = Field(0, ge=0, lt=2**32)
     data: FactsSection
     corrupt: Annotated[NoiseCorruption | PromptCorruption, Field(discriminator="type")]
-    grid: Annotated[list[TraceGrid], Field(min_length=1)]
-    metric: Annotated[list[Metric], Field(min_length=1), AfterValidator(distinct)] = ["probability"]
+    grid: Annotated[list[TraceGrid], Field(min_length=1), OR_ONE]
+    metric: Annotated[list[Metric], Field(min_length=1), AfterValidator(distinct), OR_ONE] = Field(
+        ["probability"]
+    )
     figures: FiguresSection = FiguresSection()
     reference: list[Claim] = Field(default_factory=list)
     run: RunSection = RunSection()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _single_entries(cls, value: Any) -> Any:
-        return listed(value, grid=dict, metric=str)

@@ -6,21 +6,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
+from interv.spec.base import OR_ONE, Section, wrong
 from interv.spec.causal import CausalSection
+from interv.spec.claims import Claim
 from interv.spec.made import MlpSection, TransformerSection
 from interv.spec.patch import Places
-from interv.spec.schema import (
-    Claim,
-    FiguresSection,
-    Heads,
-    Layers,
-    ModelSection,
-    RunSection,
-    Section,
-    distinct,
-    listed,
-    wrong,
-)
+from interv.spec.schema import FiguresSection, Heads, Layers, ModelSection, RunSection, distinct
 
 ROTATED = (
     "rotated_space",
@@ -100,9 +91,13 @@ class Dictionary(Section):
 class TrainedType(Section):
     """What is trained at each place. A bare string is a `type`."""
 
-    type: list[TypeName] = Field(min_length=1, description="one, or several to compare")
-    rank: list[Annotated[int, Field(ge=1)]] = Field(
-        [1], min_length=1, description="dimensions of each variable; one, or several to compare"
+    bare = ("type",)
+
+    type: Annotated[list[TypeName], Field(min_length=1), OR_ONE] = Field(
+        description="one, or several to compare"
+    )
+    rank: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1), OR_ONE] = Field(
+        [1], description="dimensions of each variable; one, or several to compare"
     )
     temperature: Annotated[
         list[Annotated[float, Field(gt=0)]], Field(min_length=2, max_length=2)
@@ -116,9 +111,7 @@ class TrainedType(Section):
     @model_validator(mode="before")
     @classmethod
     def _bare(cls, value: Any) -> Any:
-        if isinstance(value, str | list):
-            value = {"type": value}
-        return listed(value, type=str, rank=int)
+        return {"type": value} if isinstance(value, str | list) else value
 
 
 class TrainSite(Section):
@@ -135,7 +128,7 @@ class TrainSite(Section):
 class TrainGrid(Section):
     """A product of axes, each point a fit; or a set of sites, of which all are one fit."""
 
-    component: Annotated[list[str], Field(min_length=1)] | None = Field(
+    component: Annotated[list[str], Field(min_length=1), OR_ONE] | None = Field(
         None, description="names as `interv inspect` lists them"
     )
     layers: Layers = "all"
@@ -146,11 +139,6 @@ class TrainGrid(Section):
     set: list[TrainSite] | None = Field(None, min_length=1, description="one fit of several sites")
     linked: bool = Field(False, description="sites of one fit share their parameters")
     name: str = Field("", description="of a fit of several sites")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _single_component(cls, value: Any) -> Any:
-        return listed(value, component=str)
 
     @model_validator(mode="after")
     def _one_form(self) -> TrainGrid:
@@ -188,8 +176,8 @@ class Training(Section):
     keep: Literal["last", "best"] = Field(
         "last", description="`best`: of the epochs, by validation"
     )
-    seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(
-        [0], min_length=1, description="each a fit of its own; the results have their spread"
+    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1), OR_ONE] = (
+        Field([0], description="each a fit of its own; the results have their spread")
     )
     task_weight: float = Field(
         0.0, ge=0, description="of the loss on the bases themselves, where the model is trained"
@@ -200,11 +188,6 @@ class Training(Section):
         "`a+b`; unset: all",
     )
     autocast: Literal["bfloat16"] | None = Field(None, description="on CUDA: mixed precision")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _single_seed(cls, value: Any) -> Any:
-        return listed(value, seeds=int)
 
 
 class Controls(Section):
@@ -230,26 +213,21 @@ class TrainSpec(Section):
     model: AnyModel
     seed: int = Field(0, ge=0, lt=2**32)
     causal_model: CausalSection
-    variables: Annotated[list[str], Field(min_length=1), AfterValidator(_check_variables)] = Field(
-        description="of the causal model: what is exchanged; several in parts of one basis"
-    )
+    variables: Annotated[
+        list[str], Field(min_length=1), AfterValidator(_check_variables), OR_ONE
+    ] = Field(description="of the causal model: what is exchanged; several in parts of one basis")
     data: TrainData = TrainData()
     intervention: TrainedType = TrainedType(type=["low_rank_rotated_space"])
-    grid: list[TrainGrid] = Field(min_length=1)
+    grid: Annotated[list[TrainGrid], Field(min_length=1), OR_ONE]
     train: Training = Training()
     controls: Controls = Controls()
-    metric: Annotated[list[Metric], Field(min_length=1), AfterValidator(distinct)] = Field(
+    metric: Annotated[list[Metric], Field(min_length=1), AfterValidator(distinct), OR_ONE] = Field(
         ["iia"],
         description="interchange intervention accuracy; what claims are about, first of all",
     )
     figures: FiguresSection = FiguresSection()
     reference: list[Claim] = Field(default_factory=list)
     run: RunSection = RunSection()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _single_entries(cls, value: Any) -> Any:
-        return listed(value, grid=dict, variables=str, metric=str)
 
     @model_validator(mode="after")
     def _fits(self) -> TrainSpec:
