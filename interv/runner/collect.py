@@ -57,28 +57,25 @@ def run_collect(
     ]
     if not todo:
         return {}
-    run = plan.spec.run
-    threads = records.threads(run.threads)
-    if run.deterministic:
-        records.be_deterministic()
-    model = load_model(plan.files, plan.spec.model, plan.spec.seed, run.device)
-    environment = records.environment(
-        str(model.device), threads, "reference", 0, deterministic=run.deterministic
-    )
-    if journal is None:
-        journal = journals.begin(path, environment, {}, {})
-    elif changes := journals.difference(journal.environment, environment):
-        raise ResumeError(f"{folder}: begun under other conditions ({'; '.join(changes)})")
-    executor = ReferenceExecutor(model.module, model.anatomy)
-    for i in todo:
-        name, shard = shard_name(i), plan.shards[i]
-        write_atomically(folder / name, save(_tensors(plan, executor, shard)))
-        journal.append({name: {"rows": [_rows(plan, shard)]}})
-        progress(name, i + 1, len(plan.shards))
-    return {
-        "seconds": round(time.monotonic() - began, 1),
-        "peak_memory_bytes": records.peak_memory(),
-    }
+    with records.settings(plan.spec.run) as threads:
+        model = load_model(plan.files, plan.spec.model, plan.spec.seed, plan.spec.run.device)
+        environment = records.environment(
+            str(model.device), threads, "reference", 0, deterministic=plan.spec.run.deterministic
+        )
+        if journal is None:
+            journal = journals.begin(path, environment, {}, {})
+        elif changes := journals.difference(journal.environment, environment):
+            raise ResumeError(f"{folder}: begun under other conditions ({'; '.join(changes)})")
+        executor = ReferenceExecutor(model.module, model.anatomy)
+        for i in todo:
+            name, shard = shard_name(i), plan.shards[i]
+            write_atomically(folder / name, save(_tensors(plan, executor, shard)))
+            journal.append({name: {"rows": [_rows(plan, shard)]}})
+            progress(name, i + 1, len(plan.shards))
+        return {
+            "seconds": round(time.monotonic() - began, 1),
+            "peak_memory_bytes": records.peak_memory(),
+        }
 
 
 def shard_name(number: int) -> str:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
+
+from interv.spec.schema import RunSection
 
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "safetensors")
 
@@ -65,22 +69,26 @@ def _git() -> dict[str, Any] | None:
     return {"commit": commit, "dirty": bool(ask("status", "--porcelain"))}
 
 
-def threads(wanted: int | None) -> int:
-    """Set torch's CPU threads if the spec says how many; return how many it uses."""
+@contextlib.contextmanager
+def settings(run: RunSection) -> Iterator[int]:
+    """Within: torch's CPU threads and algorithms are as a spec's `run` has them.
+
+    Afterwards they are as before: a process may run several specs. Gives the number of threads.
+    """
     import torch
 
-    if wanted is not None:
-        torch.set_num_threads(wanted)
-    return torch.get_num_threads()
-
-
-def be_deterministic() -> None:
-    """Make torch use deterministic algorithms, and refuse those that have none."""
-    import torch
-
-    # CUDA's matrix products need it set before the first of them.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    try:
+        if run.threads is not None:
+            torch.set_num_threads(run.threads)
+        if run.deterministic:
+            # CUDA's matrix products need it set before the first of them.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+        yield torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before[0])
+        torch.use_deterministic_algorithms(before[1])
 
 
 def peak_memory() -> int:

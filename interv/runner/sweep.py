@@ -191,14 +191,24 @@ def run_sweep(
         ModelError, EngineError, StorageError: as their docstrings say; the journal keeps
             what was finished.
     """
-    began = time.monotonic()
-    path = folder / journals.JOURNAL
-    journal = journals.read(path, repair=True)
-    threads = records.threads(plan.spec.run.threads)
+    journal = journals.read(folder / journals.JOURNAL, repair=True)
     if journal and not is_pending(plan, kind, journal):
         return Outcome(journal, {})
-    if plan.spec.run.deterministic:
-        records.be_deterministic()
+    with records.settings(plan.spec.run) as threads:
+        return _swept(plan, kind, folder, progress, journal, threads, adopt=adopt)
+
+
+def _swept(
+    plan: P,
+    kind: Kind[P],
+    folder: Path,
+    progress: Progress,
+    journal: Journal | None,
+    threads: int,
+    *,
+    adopt: bool,
+) -> Outcome:
+    began = time.monotonic()
     model = kind.load(plan)
     worker = kind.worker(plan, model)
     worker.folder = folder
@@ -214,6 +224,7 @@ def run_sweep(
     if journal is None:
         wanted = {cell.id for cell in plan.cells} | set(plan.baselines.values())
         found = journals.find_elsewhere(folder, wanted, environment) if adopt else {}
+        path = folder / journals.JOURNAL
         journal = journals.begin(path, environment, worker.notes, found)
     elif changes := journals.difference(journal.environment, environment):
         raise ResumeError(
@@ -294,10 +305,12 @@ def measure(plan: P, kind: Kind[P]) -> tuple[float, float]:
     Returns:
         Seconds to load, and seconds for one (row, layer, token).
     """
+    with records.settings(plan.spec.run):
+        return _measured(plan, kind)
+
+
+def _measured(plan: P, kind: Kind[P]) -> tuple[float, float]:
     began = time.monotonic()
-    records.threads(plan.spec.run.threads)
-    if plan.spec.run.deterministic:
-        records.be_deterministic()
     worker = kind.worker(plan, kind.load(plan))
     tokens = worker.tokens()
     executor, _ = worker.choose(tokens)
