@@ -5,7 +5,7 @@ RUN    := $(VENV)/.installed
 DEV    := $(VENV)/.installed-dev
 PEERS  := .venv-bench/.installed
 
-.PHONY: install demo test check bench clean
+.PHONY: install demo test reproduce check bench chromium clean
 .DEFAULT_GOAL := install
 
 install: $(DEV)  ## the virtual environment, with everything that test and check need
@@ -30,8 +30,17 @@ demo: $(RUN)  ## a causal trace of a real model, and where its figures are
 	$(BIN)/interv trace configs/rome.yaml
 	@echo "The figures are in figures/ of that folder; start with trace_panel.png."
 
-test: check  ## style, types, contracts, and all tests
-	$(BIN)/python -m pytest
+test: check chromium  ## style, types, contracts, and all tests
+	@if command -v chromium >/dev/null; then $(BIN)/python -m pytest; \
+	else INTERV_WITHOUT_CHROMIUM=1 $(BIN)/python -m pytest -rs; fi
+
+chromium:  ## the browser that pages are tested in: Debian's, which only root can install
+	@command -v chromium >/dev/null || test "$$(id -u)" != 0 || \
+	  { apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } || \
+	  echo "chromium cannot be installed here: the tests in a browser are left out"
+
+reproduce: $(RUN)  ## every spec with a reference, as users' CI does: exit code, page, JUnit XML
+	$(BIN)/interv reproduce --all --junit outputs/reproduce.xml
 
 check: $(DEV)  ## style, types and import contracts
 	$(BIN)/ruff check .

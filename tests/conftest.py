@@ -26,6 +26,7 @@ torch.set_num_threads(1)
 
 REPOSITORY = Path(__file__).parent.parent
 CONFIGS = REPOSITORY / "configs"
+SPECS = sorted(CONFIGS.rglob("*.yaml"))
 PROMPT = "The Space Needle is in downtown"
 CORPUS = [
     "The Space Needle is in downtown Seattle",

@@ -114,3 +114,197 @@ def test_a_missed_reference_is_exit_code_1(
     assert result.code == code, result.err
     assert word in result.err
     assert (Path(result.out.strip()) / "results.csv").is_file()
+
+
+def summary(rows: list[tuple[int, int, float]], **more: object) -> pd.DataFrame:
+    table = pd.DataFrame(rows, columns=["layer", "head", "value"])
+    return table.assign(component="head", mean=table["value"] / 2, **more)
+
+
+HEADS = summary([(9, 9, -0.6), (10, 7, 0.5), (9, 6, -0.3), (0, 0, 0.01), (1, 2, 0.0)])
+
+
+def judge(table: pd.DataFrame, outside: bool = False, **fields: object):
+    claim = Claim(claim="c", source="s", **fields)
+    return check_claims([claim], {"summary": table}, ["m"], outside=outside)[0]
+
+
+def place(layer: int, head: int) -> dict[str, int]:
+    return {"layer": layer, "head": head}
+
+
+@pytest.mark.parametrize(
+    ("order", "more", "holds"),
+    [
+        ([place(10, 7), place(0, 0)], {}, True),
+        ([place(10, 7), place(1, 2)], {}, False),  # 0.0 is not the second largest
+        ([place(9, 9), place(10, 7), place(9, 6)], {"magnitude": True}, True),
+        ([place(10, 7), place(9, 9)], {"magnitude": True}, False),
+        ([place(10, 7), place(9, 9)], {"magnitude": True, "tolerance": 0.11}, True),
+        ([place(10, 7), place(9, 9)], {"magnitude": True, "tolerance": 0.09}, False),
+        ([place(10, 7), place(0, 0)], {"of": "effect"}, True),
+        ([place(10, 7)], {"where": {"layer": "10-11"}}, True),
+    ],
+)
+def test_orders(order: list[dict[str, int]], more: dict[str, object], holds: bool) -> None:
+    found = judge(HEADS, order=order, **more)
+    assert found.holds is holds
+    if holds and not more.get("tolerance"):
+        assert found.told.startswith(f"{order[0]['layer']}.{order[0]['head']} ")
+
+
+def test_an_order_of_a_place_that_is_not_there_is_a_miss() -> None:
+    assert judge(HEADS, order=[place(3, 3)]).fails_run
+    assert judge(HEADS, True, order=[place(3, 3)]).word == "outside"
+
+
+INTERVALS = pd.DataFrame(
+    {
+        "layer": [0, 1, 2, 3],
+        "value": [0.9, 0.5, 0.45, 0.2],
+        "mean": [0.8, 0.4, 0.35, 0.1],
+        "ci_low": [0.7, 0.3, 0.25, float("nan")],
+        "ci_high": [0.9, 0.5, 0.45, float("nan")],
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "more", "holds", "found"),
+    [
+        (0, 1, {"of": "effect"}, True, 0.2),  # 0.7 over 0.5
+        (0, 1, {"of": "value"}, True, 0.2),  # the same, both a tenth higher
+        (1, 2, {}, False, 0.3 - 0.45),
+        (1, 2, {"by": 0.04}, True, 0.05),
+        (1, 3, {"by": 0.31}, False, 0.3),
+        ("0-1", "2", {"reduce": "max"}, True, 0.25),
+        ("1-2", 3, {"reduce": "mean", "by": 0.2}, True, 0.275),
+    ],
+)
+def test_one_place_above_another(
+    here: object, there: object, more: dict[str, object], holds: bool, found: float
+) -> None:
+    outcome = judge(INTERVALS, where={"layer": here}, exceeds={"layer": there}, **more)
+    assert outcome.holds is holds
+    assert outcome.found == pytest.approx(found)
+
+
+def test_without_an_interval_nothing_is_above_by_it() -> None:
+    with pytest.raises(IntervError, match="no interval there"):
+        judge(INTERVALS, where={"layer": 0}, exceeds={"layer": 3})
+
+
+def cells(*values: float) -> list[dict[str, float]]:
+    return [{**place(int(row.layer), int(row.head)), "value": value}
+            for row, value in zip(HEADS.itertuples(), values, strict=False)]  # fmt: skip
+
+
+def test_cells() -> None:
+    right = judge(HEADS, cells=cells(-0.6, 0.5, -0.31), tolerance=0.02)
+    assert right.holds and right.found == pytest.approx(0.01)
+    assert right.cells is not None and list(right.cells["found"]) == [-0.6, 0.5, -0.3]
+    wrong = judge(HEADS, cells=cells(-0.6, 0.5, -0.4), tolerance=0.02)
+    assert wrong.fails_run and wrong.told == "2 of 3 within, the farthest 0.1 off"
+    assert judge(HEADS, cells=cells(-0.6, 0.5, -0.4), tolerance=0.02, share=0.6).holds
+    assert not judge(HEADS, cells=cells(-0.6, 0.5, -0.4), tolerance=0.02, share=0.67).holds
+    own = [{**place(9, 9), "value": -0.5, "tolerance": 0.2}, *cells(-0.6, 0.5)[1:]]
+    assert judge(HEADS, cells=own, tolerance=0.02).holds
+
+
+def test_cells_outside_the_grid() -> None:
+    absent = [*cells(-0.6), {**place(5, 5), "value": 0.0}]
+    assert judge(HEADS, cells=absent, tolerance=0.02).told.endswith("1 not there")
+    inside = judge(HEADS, True, cells=absent, tolerance=0.02)
+    assert inside.holds and inside.cells is not None and len(inside.cells) == 1
+    assert judge(HEADS, True, cells=absent[1:], tolerance=0.02).word == "outside"
+
+
+def test_a_cell_that_is_no_number_does_not_hold() -> None:
+    table = HEADS.assign(value=[float("nan"), *HEADS["value"][1:]])
+    assert judge(table, cells=cells(-0.6), tolerance=9).fails_run
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "no form of comparison"),
+        ({"value": 1}, "no form of comparison"),
+        ({"value": 1, "tolerance": 1, "between": [0, 1]}, "value and between"),
+        ({"between": [0, 1], "tolerance": 1}, "tolerance of a claim of the form between"),
+        ({"order": [place(9, 9)], "reduce": "max"}, "reduce: max of order"),
+        ({"between": [0, 1], "share": 0.5}, "share of a claim of the form between"),
+        ({"exceeds": place(9, 9), "reduce": "mean"}, "has no interval"),
+        ({"cells": [place(9, 9)], "tolerance": 1}, "the cell {'layer': 9, 'head': 9}"),
+        ({"cells": [{**place(9, 9), "value": 1}]}, "a `value`, and a tolerance|the cell"),
+        ({"where": {"layer": "deep"}, "between": [0, 1]}, "where.layer"),
+    ],
+)
+def test_claims_that_are_none(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Claim(claim="c", source="s", **fields)
+
+
+CSV = "component,layer,pos,value\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "line"),
+    [
+        (None, "is not a file", None),
+        (CSV, "has no records", None),
+        (CSV + "block_output,0,0,much\n", "no `value` that is a number", 2),
+        (CSV + "block_output,0,0,nan\n", "no `value` that is a number", 2),
+        (CSV + "block_output,0,0,1\nblock_output,9,0,1\n", "about no place of the grid", 3),
+        ("component,layr,value\nblock_output,0,1\n", "did you mean 'layer'", 2),
+        ("component,layer,value\nblock_output,0,1\n", "is about 6 places", 2),
+        (CSV + "block_output,0\n", "number of cells", 2),
+    ],
+)
+def test_files_of_cells_are_checked_before_anything_runs(
+    write_spec: SpecWriter,
+    cli: Callable[..., Result],
+    tmp_path: Path,
+    text: str | None,
+    message: str,
+    line: int | None,
+) -> None:
+    file = tmp_path / "cells.csv"
+    if text is not None:
+        file.write_text(text)
+    claim = {"claim": "c", "source": "s", "cells": "cells.csv", "tolerance": 1}
+    result = cli("validate", write_spec(reference=[claim]))
+    assert result.code == 2
+    assert message in result.err
+    if line is not None:
+        assert f"{file}:{line}:1: " in result.err
+
+
+def test_many_wrong_cells_are_told_in_a_few_lines(
+    write_spec: SpecWriter, cli: Callable[..., Result], tmp_path: Path
+) -> None:
+    lines = [f"block_output,{layer},0,1\n" for layer in range(3, 40)]
+    (tmp_path / "cells.csv").write_text(CSV + "".join(lines))
+    claim = {"claim": "c", "source": "s", "cells": "cells.csv", "tolerance": 1}
+    result = cli("validate", write_spec(reference=[claim]))
+    assert result.err.count("about no place") == 3
+    assert "34 more of its places are wrong" in result.err
+
+
+def test_cells_are_written_and_drawn(
+    write_spec: SpecWriter, cli: Callable[..., Result], tmp_path: Path
+) -> None:
+    table = [{"component": "block_output", "layer": i, "pos": p, "value": 0.0}
+             for i in range(3) for p in range(6)]  # fmt: skip
+    source = {"paper": "Somebody 2022", "figure": "1e", "page": 3, "read": "by eye"}
+    claim = {"claim": "All of it!", "source": source, "cells": table, "tolerance": 2.0}
+    result = cli("trace", write_spec(reference=[claim]), "-o", tmp_path / "outputs")
+    assert result.code == 0, result.err
+    folder = Path(result.out.strip())
+    told = pd.read_csv(folder / "reference.csv")
+    assert list(told["source"]) == ["Somebody 2022, figure 1e, page 3 (by eye)"]
+    assert list(told["verdict"]) == ["holds"]
+    written = pd.read_csv(folder / "reference_cells.csv")
+    results = pd.read_csv(folder / "summary.csv")
+    wanted = results[results["component"] == "block_output"]["value"]
+    assert sorted(written["found"]) == pytest.approx(sorted(wanted))
+    assert (folder / "figures" / "reference_all_of_it.png").is_file()

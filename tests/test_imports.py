@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import CONFIGS
+from tests.conftest import CONFIGS, SPECS
 
 PROBE = """
 import atexit, sys
@@ -27,7 +27,7 @@ main()
         ["--version"],
         ["trace", "--help"],
         ["schema"],
-        ["validate", *map(str, sorted(CONFIGS.glob("*.yaml")))],
+        ["validate", *map(str, SPECS)],
         ["plan", str(CONFIGS / "rome.yaml")],
         ["trace", str(CONFIGS / "rome.yaml"), "--plan"],
     ],

@@ -106,6 +106,14 @@ def check_ioi(example: Example, counterfactual: str) -> None:
         assert others == [*names[:2], io]
     elif counterfactual == "s2":
         assert others[:2] == names[:2] and others[2] not in names
+    elif counterfactual == "flip":
+        assert others == [names[1], names[0], s]
+    elif counterfactual == "exchanged":
+        assert others == [{io: s, s: io}[name] for name in names]
+    elif counterfactual.startswith("random_names"):
+        assert len(set(others)) == 2 and not set(others) & set(names)
+        first = others[:2].index(others[2])
+        assert (first == names[:2].index(s)) == (counterfactual == "random_names")
     else:
         assert len(set(others)) == 3 and not set(others) & set(names)
 

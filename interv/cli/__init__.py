@@ -15,7 +15,21 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from interv.cli import collect, data, inspect, keep, patch, plan, schema, trace, train, validate
+from interv.cli import (
+    collect,
+    compare,
+    data,
+    inspect,
+    keep,
+    patch,
+    plan,
+    report,
+    reproduce,
+    schema,
+    trace,
+    train,
+    validate,
+)
 from interv.errors import IntervError
 from interv.version import __version__
 
@@ -35,10 +49,13 @@ app.command(epilog="Example: interv save outputs/das_ioi/1a2b3c4d name_position"
 app.command(epilog="Example: interv load name_position")(keep.load)
 app.command(epilog="Example: interv push name_position me/name-position")(keep.push)
 app.command(epilog="Example: interv pull me/name-position name_position")(keep.pull)
+app.command(epilog=reproduce.EPILOG)(reproduce.reproduce)
+app.command(epilog=compare.EPILOG)(compare.compare)
 app.command(epilog=collect.EPILOG)(collect.collect)
 app.command(epilog=data.EPILOG)(data.data)
 app.command(epilog=inspect.EPILOG)(inspect.inspect)
 app.command(epilog=plan.EPILOG)(plan.plan)
+app.command(epilog=report.EPILOG)(report.report)
 app.command(epilog=validate.EPILOG)(validate.validate)
 app.command(epilog=schema.EPILOG)(schema.schema)
 

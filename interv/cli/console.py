@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _TOP = 3
 _TOP_FITS = 20
-_WORDS = {
+VERDICTS = {
     "holds": "holds",
     "missed": "MISSED",
     "noted": "missed (noted)",
@@ -47,6 +47,10 @@ class Console:
     def say(self, text: str) -> None:
         """One line."""
         self._console.print(text, markup=False, soft_wrap=True)
+
+    def show(self, table: Table) -> None:
+        """A table."""
+        self._console.print(table)
 
     @contextlib.contextmanager
     def progress(self) -> Iterator[Callable[[str, int, int], None]]:
@@ -162,7 +166,7 @@ class Console:
 
     def alignments(self, summary: pd.DataFrame) -> None:
         """The fits of highest accuracy on held-out pairs, with their controls."""
-        from interv.report.das import where
+        from interv.report.das import labelled
 
         table = Table(
             title="interchange intervention accuracy, held-out pairs",
@@ -174,11 +178,12 @@ class Console:
         keys = ["component", "layer", "pos", "role", "set", "type", "rank", "exchanged"]
         fits = [rows for _, rows in summary.groupby(keys, sort=False, dropna=False)]
         best = sorted(fits, key=lambda rows: -_of(rows, "iia", "mean"))[:_TOP_FITS]
-        for rows in best:
+        labels = labelled([rows.iloc[0] for rows in best])
+        for label, rows in zip(labels, best, strict=True):
             low, high = _of(rows, "iia", "ci_low"), _of(rows, "iia", "ci_high")
             others = [_of(rows, f"iia_{name}", "mean") for name in ("full", "random", "shuffled")]
             table.add_row(
-                where(rows.iloc[0]),
+                label,
                 str(rows["exchanged"].iloc[0]),
                 f"{_of(rows, 'iia', 'mean'):.3f} ({low:.3f} to {high:.3f})",
                 *(f"{value:.3f}" if value == value else "" for value in others),
@@ -205,7 +210,7 @@ class Console:
             table.add_column(name)
         for verdict in verdicts:
             told = (verdict.claim, verdict.told, verdict.wanted)
-            table.add_row(*(text.replace("[", r"\[") for text in told), _WORDS[verdict.word])
+            table.add_row(*(text.replace("[", r"\[") for text in told), VERDICTS[verdict.word])
         self._console.print(table)
 
 

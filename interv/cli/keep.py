@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from interv.cli.options import Json
+from interv.cli.options import Json, Plugin
 
 if TYPE_CHECKING:
     from interv.keep import Trained
@@ -26,6 +26,7 @@ def save(
     pyvene: Annotated[
         bool, typer.Option("--pyvene", help="Also the files that pyvene loads.")
     ] = False,
+    plugin: Plugin = None,
 ) -> None:
     """Keep a trained intervention: weights as safetensors, JSON, and a model card."""
     from interv.errors import UsageError, nearest
@@ -53,23 +54,26 @@ def save(
     if spec.is_file():
         replace_file(folder / "spec.yaml", spec.read_bytes())
     if pyvene:
-        _write_pyvene(run, folder, trained[name])
+        _write_pyvene(run, folder, trained[name], plugin)
     typer.echo(str(folder))
 
 
-def _accuracy(trained: Trained) -> float:
+def _accuracy(trained: Trained) -> tuple[bool, float]:
+    """Whether there is more to it than whole states; its held-out accuracy."""
     results = trained.about.get("results")
     value = results.get("iia") if isinstance(results, dict) else None
-    return float(value) if value is not None else -1.0
+    learned = any(part.intervention.name != "vanilla" for part in trained.parts)
+    return learned, float(value) if value is not None else -1.0
 
 
-def _write_pyvene(run: Path, folder: Path, trained: Trained) -> None:
+def _write_pyvene(run: Path, folder: Path, trained: Trained, plugin: Path | None) -> None:
     from interv.errors import UsageError
     from interv.keep.pyvene import write_pyvene
     from interv.plan.train import make_train_plan
     from interv.spec import load_spec
 
-    made = make_train_plan(load_spec(run / "resolved.yaml", kind="train-das"), only_check=True)
+    loaded = load_spec(run / "resolved.yaml", kind="train-das", plugin=plugin)
+    made = make_train_plan(loaded, only_check=True)
     if made.anatomy is None or made.shape is not None:
         raise UsageError(f"--pyvene: {made.files.label} is no model that pyvene loads by a name")
     write_pyvene(folder, trained, made.anatomy)
@@ -84,9 +88,14 @@ def load(folder: Folder, as_json: Json = False) -> None:
     for part in _told(trained)["parts"]:
         where = part["component"] + (f" {part['layer']}" if part["layer"] is not None else "")
         at = "all positions" if part["position"] is None else f"position {part['position']}"
-        typer.echo(f"{part['type']} at {where}, {at}, for {part['variable']}")
+        typer.echo(_plain(f"{part['type']} at {where}, {at}, for {part['variable']}"))
     for name, value in _told(trained)["about"].items():
-        typer.echo(f"  {name}: {value}")
+        typer.echo(_plain(f"  {name}: {value}"))
+
+
+def _plain(text: str) -> str:
+    """Without characters that would steer a terminal: a folder may be from anywhere."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _read(folder: Path) -> Trained:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from math import sqrt
@@ -17,7 +18,7 @@ from interv.plan.train import METRICS, PLACE_COLUMNS, TASK, exchanged_names, vec
 from interv.report import das_figures as figures
 from interv.report.figures import STYLE, files_of
 from interv.report.patch import PatchReport
-from interv.report.tables import to_csv
+from interv.report.tables import as_json, to_csv
 from interv.runner.journal import Journal
 from interv.runner.train import from_bits, shuffled_id
 from interv.spec.train import TEMPERED
@@ -47,6 +48,7 @@ def train_report(plan: TrainPlan, journal: Journal) -> PatchReport:
     findings = {
         "task_accuracy": record["accuracy"],
         "pairs": {split: counts[0] for split, counts in record["counts"].items()},
+        "test_pairs_seen_in_training": seen_in_training(tables["prompts"]),
     }
     plugin = plan.loaded.plugin
     asked = {
@@ -148,7 +150,10 @@ def prompts_table(plan: TrainPlan, journal: Journal) -> pd.DataFrame:
         ]
         return pd.DataFrame(rows)
     used = [on for split in record["used"] for on in from_bits(record["used"][split]).tolist()]
-    names = plan.spec.variables
+    names, tokenizer = plan.spec.variables, plan.files.tokenizer
+    assert tokenizer is not None
+    decode = functools.cache(tokenizer.decode)
+    marks = [as_json([decode(i) for i in e.base.ids], e.base.spans) for e in plan.exchanges]
     return pd.DataFrame(
         [
             {
@@ -163,10 +168,22 @@ def prompts_table(plan: TrainPlan, journal: Journal) -> pd.DataFrame:
                 "answer": e.base.answer,
                 "label": e.label,
                 "used": on,
+                "tokens": tokens,
+                "spans": spans,
             }
-            for e, on in zip(plan.exchanges, used, strict=True)
+            for e, on, (tokens, spans) in zip(plan.exchanges, used, marks, strict=True)
         ]
     )
+
+
+def seen_in_training(prompts: pd.DataFrame) -> int:
+    """How many used test pairs are training pairs too: of few values all may be."""
+    if "base" not in prompts:
+        return 0  # vectors are fresh ones
+    used = prompts[prompts["used"]]
+    columns = ["base", "exchanged", *(c for c in used if str(c).startswith("source_"))]
+    pairs = pd.MultiIndex.from_frame(used[columns])
+    return int(pairs[used["split"] == "test"].isin(pairs[used["split"] == "train"]).sum())
 
 
 def curve_table(plan: TrainPlan, journal: Journal) -> pd.DataFrame:
@@ -213,13 +230,8 @@ def _figures(plan: TrainPlan, tables: Mapping[str, pd.DataFrame]) -> Iterator[Dr
         yield "iia", figures.iia_bars(frame, None), frame.drop(columns="seeds")
     curve = tables["curve"]
     if len(curve):
-        kinds = plan.spec.intervention.type
-        labels = [
-            where(row) + (f", {row['type'].replace('_', ' ')}" if len(kinds) > 1 else "")
-            for _, row in curve.iterrows()
-        ]
-        frame = curve.assign(fit=labels, iia=curve["iia"].astype(float))
-        if not set(kinds) & set(TEMPERED):
+        frame = curve.assign(fit=labelled(_rows(curve)), iia=curve["iia"].astype(float))
+        if not set(curve["type"]) & set(TEMPERED):
             frame = frame.drop(columns="temperature")
         yield "learning_curves", figures.learning_curves(frame), frame
     ranked = single[single["rank"].notna() | (single["metric"] == "iia_full")]
@@ -263,8 +275,8 @@ def _bars(summary: pd.DataFrame, results: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "label": [
-                where(row) + (f", {row['exchanged']}" if several else "")
-                for _, row in frame.iterrows()
+                label + (f", {exchanged}" if several else "")
+                for label, exchanged in zip(labelled(_rows(frame)), frame["exchanged"], strict=True)
             ],
             "metric": frame["metric"],
             "mean": frame["mean"],
@@ -275,17 +287,25 @@ def _bars(summary: pd.DataFrame, results: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def _rows(frame: pd.DataFrame) -> list[pd.Series[Any]]:
+    return [row for _, row in frame.iterrows()]
+
+
 def _hashable(values: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(None if pd.isna(value) else value for value in values)
 
 
 def where(row: pd.Series[Any]) -> str:
-    """A fit's place in a few words."""
-    if row["set"]:
-        return str(row["set"])
+    """A fit's place and rank in a few words."""
     role = row["role"] or ("" if pd.isna(row["pos"]) else str(row["pos"]))
     layer = "" if pd.isna(row["layer"]) else f"layer {row['layer']}"
     rank = "" if pd.isna(row["rank"]) else f"rank {row['rank']}"
-    component = str(row["component"]).replace("_", " ")
-    found = " ".join(part for part in (component, layer, role, rank) if part)
+    name = row["set"] or str(row["component"]).replace("_", " ")
+    found = " ".join(part for part in (name, layer, role, rank) if part)
     return found or "all sites"
+
+
+def labelled(rows: Sequence[pd.Series[Any]]) -> list[str]:
+    """`where` of each row, with the type if they are of several."""
+    several = len({row["type"] for row in rows}) > 1
+    return [where(row) + (f", {row['type'].replace('_', ' ')}" if several else "") for row in rows]

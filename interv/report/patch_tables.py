@@ -12,6 +12,7 @@ from interv.plan import PatchPlan
 from interv.plan.grid import Place
 from interv.plan.patch import PLACE_COLUMNS
 from interv.report.statistics import holm, rank_correlation, sem, sign_flip_tests, uncertainty
+from interv.report.tables import as_json
 from interv.runner.journal import Journal
 from interv.runner.patch_steps import attributed, part_id
 from interv.runner.values import baseline_values, plain_values, scale, wanted_pairs
@@ -134,6 +135,8 @@ def prompts_table(plan: PatchPlan, journal: Journal) -> pd.DataFrame:
         top = plan.files.tokenizer.decode(record["top"]) if plan.files.tokenizer else ""
         patched = index in wanted
         reason = "" if patched else reasons[plan.spec.data.keep].format(top=top)
+        tokens, spans = as_json(pair.tokens, pair.spans)
+        others, _ = as_json(pair.corrupted_tokens, {})
         rows.append(
             {
                 "prompt_id": index,
@@ -147,6 +150,9 @@ def prompts_table(plan: PatchPlan, journal: Journal) -> pd.DataFrame:
                 **{f"{run}_{of}": found.get(index, np.nan) for (of, run), found in values.items()},
                 "patched": patched,
                 "left_out_because": reason,
+                "tokens": tokens,
+                "corrupted_tokens": others,
+                "spans": spans,
             }
         )
     rows += [
@@ -155,6 +161,7 @@ def prompts_table(plan: PatchPlan, journal: Journal) -> pd.DataFrame:
             "prompt": gone.text,
             "patched": False,
             "left_out_because": gone.reason,
+            **dict.fromkeys(("tokens", "corrupted_tokens", "spans"), ""),
         }
         for gone in plan.left_out
     ]

@@ -18,7 +18,8 @@ from interv.spec.schema import FiguresSection
 
 _APART = ("metric", "component", "severed", "receiver", "set", "window", "exchanged", "type")
 """Columns of which each value is a picture of its own."""
-_VALUES = ("reference", "tolerance", "found", "difference", "holds")
+_VALUES = ("reference", "tolerance", "found", "difference", "holds", "apart")
+_NAMES = ("published", "reproduced")
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def _panel(names: Sequence[str], cells: pd.DataFrame, across: str, down: Sequenc
         tuple(columns),
         published,
         found,
-        float(cells["tolerance"].max()),
+        float(cells["tolerance"].max()) if "tolerance" in cells else 0.0,
     )
 
 
@@ -120,7 +121,17 @@ def draw_reference(
     with rc_context(STYLE):
         for verdict in verdicts:
             if verdict.cells is not None:
-                yield from files_of(section, figure_stem(verdict), _figure(verdict))
+                title = f"{verdict.claim}: {verdict.told}"
+                figure = _figure(verdict.cells, title, _NAMES)
+                yield from files_of(section, figure_stem(verdict), figure)
+
+
+def side_by_side(cells: pd.DataFrame, title: str, names: tuple[str, str]) -> bytes:
+    """Two runs' cells and their difference, as a PNG."""
+    with rc_context(STYLE):
+        section = FiguresSection(formats=["png"])
+        [(_, content)] = files_of(section, "", _figure(cells, title, names))
+    return content
 
 
 def figure_stem(verdict: Verdict) -> str:
@@ -129,26 +140,25 @@ def figure_stem(verdict: Verdict) -> str:
     return f"reference_{words[:60]}"
 
 
-def _figure(verdict: Verdict) -> Figure:
-    assert verdict.cells is not None
-    panels = panels_of(verdict.cells)
+def _figure(cells: pd.DataFrame, title: str, names: tuple[str, str]) -> Figure:
+    panels = panels_of(cells)
     wide = max(len(panel.columns) for panel in panels)
     heights = [0.95 + 0.19 * len(panel.rows) for panel in panels]
     size = (3 * max(2.4, 1.5 + 0.08 * wide), sum(heights) + 0.3)
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(len(panels), 3, squeeze=False, height_ratios=heights)
     for axes, panel in zip(grid, panels, strict=True):
-        _draw(figure, axes, panel)
-    figure.suptitle(plain(f"{verdict.claim}: {verdict.told}"), fontsize=8)
+        _draw(figure, axes, panel, names)
+    figure.suptitle(plain(title), fontsize=8)
     return figure
 
 
-def _draw(figure: Figure, axes: Sequence[Axes], panel: Panel) -> None:
+def _draw(figure: Figure, axes: Sequence[Axes], panel: Panel, names: tuple[str, str]) -> None:
     low, high, centred = panel.scale
     far = panel.farthest
     pictures = (
-        ("published", panel.published, "RdBu" if centred else "Purples", low, high),
-        ("reproduced", panel.found, "RdBu" if centred else "Purples", low, high),
+        (names[0], panel.published, "RdBu" if centred else "Purples", low, high),
+        (names[1], panel.found, "RdBu" if centred else "Purples", low, high),
         ("difference", panel.difference, "PuOr", -far, far),
     )
     edges = np.arange(len(panel.columns) + 1), np.arange(len(panel.rows) + 1)
@@ -163,5 +173,5 @@ def _draw(figure: Figure, axes: Sequence[Axes], panel: Panel) -> None:
         one.set_xticks([i + 0.5 for i in ticks], [plain(panel.columns[i]) for i in ticks])
         one.set_xlabel(panel.column_title)
         one.set_title(plain(f"{panel.title}: {name}" if panel.title else name))
-        if name != "published":
+        if one is not axes[0]:
             figure.colorbar(mesh, ax=one)

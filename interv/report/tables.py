@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import pandas as pd
 
@@ -10,6 +13,7 @@ from interv.plan.trace import Label
 from interv.report.statistics import sem, uncertainty
 from interv.runner.journal import Journal, Record
 from interv.runner.trace import wanted_prompts
+from interv.spec.schema import ROLES
 
 Values = np.ndarray
 _SITE = ["component", "layer", "window", "severed"]
@@ -134,12 +138,20 @@ def prompts_table(plan: TracePlan, journal: Journal) -> pd.DataFrame:
         clean = float(metric_values(record["clean"], "probability").mean())
         corrupted = float(metric_values(record["corrupted"], "probability").mean())
         first, end = prompt.subject
+        roles = {role: found for role in ROLES if (found := prompt.role(role))}
         rows.append(
             (
                 *(index, prompt.text, prompt.subject_text, first, end - 1, prompt.answer, top),
                 *(record["correct"], clean, corrupted, index in wanted, reason),
+                *as_json(prompt.tokens, roles),
             )
         )
     columns = ["prompt_id", "prompt", "subject", "subject_first", "subject_last", "answer", "top"]
     columns += ["correct", "p_clean", "p_corrupted", "traced", "left_out_because"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=[*columns, "tokens", "spans"])
+
+
+def as_json(tokens: Sequence[str], spans: Mapping[str, Sequence[int]]) -> tuple[str, str]:
+    """A prompt's tokens, and the positions of each of its spans, as a table holds them."""
+    places = {name: list(positions) for name, positions in spans.items()}
+    return json.dumps(tokens, ensure_ascii=False), json.dumps(places, ensure_ascii=False)

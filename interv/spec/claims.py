@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from interv.spec.base import Section, wrong
 
@@ -83,9 +83,11 @@ class Claim(Section):
         None, gt=0, description="by how much it exceeds; unset: their intervals do not touch"
     )
     because: str | None = Field(None, min_length=1, description="why the tolerance is what it is")
-    source: Annotated[str, Field(min_length=1)] | Source = Field(
-        description="paper, figure, page, and how the value was read"
-    )
+    source: Annotated[
+        Annotated[str, Field(min_length=1), Tag("text")] | Annotated[Source, Tag("source")],
+        # Else a mistake in one form is told of both.
+        Discriminator(lambda value: "text" if isinstance(value, str) else "source"),
+    ] = Field(description="paper, figure, page, and how the value was read")
     on_miss: Literal["fail", "note"] = "fail"
 
     @property

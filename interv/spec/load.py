@@ -22,6 +22,7 @@ _PATH_KEYS: tuple[Path_, ...] = (
     ("model", "tokenizer"),
     ("data", "file"),
     ("intervention", "trained"),
+    ("intervention", "dictionary", "path"),
 )
 COMMAND_LINE = "command line"
 
@@ -262,9 +263,7 @@ def _resolve_paths(document: Document) -> None:
         *outer, key = at
         holder: Any = data
         for part in outer:
-            holder = holder.get(part) if isinstance(part, str) else holder[part]
-            if not isinstance(holder, dict | list):
-                break
+            holder = _inside(holder, part)
         if isinstance(holder, dict) and isinstance(holder.get(key), str):
             mark = document.mark(at)
             here = Path(mark.source).parent if mark and mark.source != COMMAND_LINE else Path()
@@ -276,6 +275,13 @@ def _resolve_paths(document: Document) -> None:
                 message = f"{dotted}: {holder[key][:60]!r} is no path: {error}"
                 raise SpecError([Problem(message, mark)]) from None
             holder[key] = str(path)
+
+
+def _inside(holder: Any, part: str | int) -> Any:
+    """What a mapping or a list holds there; None where it is another thing."""
+    if isinstance(part, str):
+        return holder.get(part) if isinstance(holder, dict) else None
+    return holder[part] if isinstance(holder, list) else None
 
 
 def _path_keys(data: Mapping[str, Any]) -> list[Path_]:

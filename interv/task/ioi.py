@@ -45,10 +45,18 @@ _TASK = Task(
     "Two people; one of them gives something to whom? The name that came once.",
     "Wang et al. 2022, arXiv 2211.00593",
     ("IO", "S1", "S1+1", "S2"),
-    ("swapped", "names", "s2"),
+    ("swapped", "names", "s2", "flip", "exchanged", "random_names", "random_names_flip"),
 )
 # Names that a pair of prompts has.
-_NEEDED = {"swapped": 2, "names": 5, "s2": 3}
+_NEEDED = {
+    "swapped": 2,
+    "names": 5,
+    "s2": 3,
+    "flip": 2,
+    "exchanged": 2,
+    "random_names": 4,
+    "random_names_flip": 4,
+}
 
 
 def _order(template: Template) -> str:
@@ -67,11 +75,42 @@ def _exchanged(template: Template) -> Template:
     return Template(template.number, template.literals, tuple(slots))
 
 
-def _spans(filled: Filled) -> dict[str, Span]:
-    s1, s2 = filled.places["S"]
+def _spans(filled: Filled, *, flipped: bool = False) -> dict[str, Span]:
+    """Where the names stand; `flipped`: where they stand in the prompt that this one is beside."""
+    io, (s1, s2) = filled["IO"], filled.places["S"]
+    if flipped:
+        io, s1 = s1, io
     after = re.compile(r"\s*(\w+|\S)").match(filled.text, s1[1])
     assert after is not None  # the second mention comes after the first
-    return {"IO": filled["IO"], "S1": s1, "S1+1": after.span(1), "S2": s2}
+    return {"IO": io, "S1": s1, "S1+1": after.span(1), "S2": s2}
+
+
+def _counterfactual(
+    kind: str, template: Template, io: str, s: str, same: Values, names: Sequence[str],
+    rng: random.Random,
+) -> Filled:  # fmt: skip
+    """The other prompt of a pair.
+
+    `swapped` exchanges the second mention's name for the other's; `names` and `s2` break the
+    repetition. The rest separate what a head says of the repeated name from what it says of its
+    position (Wang et al. 2022, appendix A): `flip` keeps the name and changes the order of the
+    first two, `exchanged` keeps the order and exchanges the names, `random_names` keeps the order
+    of two other names.
+    """
+    if kind == "swapped":
+        return template.fill({"IO": io, "S": (s, io), **same})
+    if kind == "s2":
+        return template.fill({"IO": io, "S": (s, *others(names, (io, s), rng)), **same})
+    if kind == "names":
+        a, b, c = others(names, (io, s), rng, 3)
+        return template.fill({"IO": a, "S": (b, c), **same})
+    if kind == "exchanged":
+        return template.fill({"IO": s, "S": io, **same})
+    if kind.startswith("random_names"):
+        io, s = others(names, (io, s), rng, 2)
+    if kind.endswith("flip"):
+        template = _exchanged(template)
+    return template.fill({"IO": io, "S": s, **same})
 
 
 def _forms(
@@ -91,18 +130,10 @@ def _forms(
             number, (place,) = draw(number, its_places)
             number, (thing,) = draw(number, its_objects)
             same = {"PLACE": place, "OBJECT": thing}
-            clean: Values = {"IO": io, "S": s, **same}
-            if counterfactual == "swapped":
-                corrupted: Values = {"IO": io, "S": (s, io), **same}
-            elif counterfactual == "s2":
-                corrupted = {"IO": io, "S": (s, *others(names, (io, s), rng)), **same}
-            else:
-                a, b, c = others(names, (io, s), rng, 3)
-                corrupted = {"IO": a, "S": (b, c), **same}
-            one, two = template.fill(clean), template.fill(corrupted)
-            return Example(
-                one.text, two.text, (f" {io}",), (f" {s}",), _spans(one), _spans(two), label
-            )
+            one = template.fill({"IO": io, "S": s, **same})
+            two = _counterfactual(counterfactual, template, io, s, same, names, rng)
+            spans = _spans(one), _spans(two, flipped=counterfactual.endswith("flip"))
+            return Example(one.text, two.text, (f" {io}",), (f" {s}",), *spans, label)
 
         return Form(perm(len(names), 2) * len(its_places) * len(its_objects), make)
 

@@ -1,0 +1,1 @@
+"""Pages of HTML that stand alone, made from files: no torch, no model, no network."""
