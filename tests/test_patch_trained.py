@@ -60,3 +60,15 @@ def test_what_does_not_fit_is_an_error(gpt2_folder: Path, tmp_path: Path) -> Non
         values(gpt2_folder, tmp_path / "a", kept(tmp_path / "b", swap, weights="others"))
     with pytest.raises(SpecError, match=r"intervention\.json"):
         values(gpt2_folder, tmp_path / "c", str(tmp_path / "nowhere"))
+
+
+def test_sites_with_bases_of_their_own(gpt2_folder: Path, tmp_path: Path) -> None:
+    one, other = (LowRankRotatedSpace(Rotation.seeded(24, 2, seed)) for seed in (0, 1))
+    first, second = Site("block_output", 0), Site("block_output", 1)
+    apart = Trained((Part(first, None, "x", one), Part(second, None, "x", other)), {})
+    write(tmp_path / "apart", apart)
+    with pytest.raises(UsageError, match="2 sites with bases of their own"):
+        values(gpt2_folder, tmp_path / "a", str(tmp_path / "apart"))
+    linked = Trained((Part(first, None, "x", one), Part(second, None, "x", one)), {})
+    write(tmp_path / "linked", linked)
+    assert len(values(gpt2_folder, tmp_path / "b", str(tmp_path / "linked")))

@@ -136,6 +136,9 @@ def test_every_field_of_a_spec_is_described() -> None:
         assert section.get("description") or "enum" in section, name
 
 
-@pytest.mark.parametrize("target", ["install", "demo", "test", "reproduce", "check", "bench", "clean"])
+TARGETS = ["install", "demo", "test", "reproduce", "check", "bench", "clean"]
+
+
+@pytest.mark.parametrize("target", TARGETS)
 def test_every_make_target_is_there(target: str) -> None:
     assert re.search(rf"^{target}:", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)

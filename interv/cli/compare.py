@@ -70,7 +70,7 @@ def _tell(console: Console, found: Comparison) -> None:
     )
     order = found.cells["difference"].abs().sort_values(ascending=False).index
     places = list(found.cells)[: list(found.cells).index("reference")]
-    for _, row in found.cells.loc[order[:_MOST]].iterrows():
+    for row in found.cells.loc[order[:_MOST]].to_dict("records"):
         if row["difference"]:
             place = " ".join(str(row[column]) for column in places if str(row[column]))
             console.say(f"  {place}: {row['reference']:.6g} and {row['found']:.6g}")

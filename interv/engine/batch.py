@@ -288,9 +288,10 @@ class BatchRunner:
         )
 
     def _forward(self, inputs: Tensor, *, narrow: bool = False) -> Tensor:
-        inputs = inputs.to(next(self.model.parameters()).device)
+        weights = next(self.model.parameters())
+        inputs = inputs.to(weights.device)
         if inputs.is_floating_point():
-            return output_of(self.model(inputs))
+            return output_of(self.model(inputs.to(weights.dtype)))
         if not narrow:
             return output_of(self.model(input_ids=inputs, use_cache=False))
         # Not one of these tokens is looked at: the first block gets the kept states, the norm

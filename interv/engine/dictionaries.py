@@ -38,6 +38,8 @@ class Dictionary(nn.Module, ABC):
         self, encoder: Tensor, encoder_bias: Tensor, decoder: Tensor, decoder_bias: Tensor
     ) -> None:
         super().__init__()
+        if encoder.dim() != 2:
+            raise EngineError(f"an autoencoder's encoder has the shape {tuple(encoder.shape)}")
         width, n_latents = encoder.shape
         _expect_shape("encoder_bias", encoder_bias, n_latents)
         _expect_shape("decoder", decoder, n_latents, width)

@@ -35,6 +35,7 @@ from interv.version import __version__
 JSON = "intervention.json"
 TENSORS = "intervention.safetensors"
 FORMAT = "interv.intervention"
+_DEEPEST = 20  # interventions in interventions
 VERSION = 1
 
 
@@ -158,7 +159,7 @@ def _json(path: Path) -> Any:
         ) from None
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: not JSON: {error}") from error
 
 
@@ -486,7 +487,7 @@ class _Reader:
         if name in self._interventions:
             return self._interventions[name]
         entry = self._entry("interventions", name, asked)
-        if name in self._open:
+        if name in self._open or len(self._open) > _DEEPEST:
             entry.wrong("it holds itself", "an intervention")
         kind = BY_NAME.get(entry.get("type", str))
         if kind is None:

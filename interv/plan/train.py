@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any, Literal
 
 from interv.errors import ModelError, Problem, SpecError, nearest
 from interv.models import ModelFiles
 from interv.models.anatomy import Anatomy
-from interv.models.cache import text_hash
+from interv.models.cache import file_hash, text_hash
 from interv.models.made import MlpShape, classes_of, made_files, made_identity, mlp_shape
 from interv.plan.cells import Cell, Plan, digest
 from interv.plan.checks import check_text_model, check_tokens, located
@@ -19,7 +20,7 @@ from interv.plan.train_grid import Expander, FitSite
 from interv.spec import LoadedSpec
 from interv.spec.made import MlpSection, TransformerSection
 from interv.spec.schema import ModelSection
-from interv.spec.train import RANKED, UNTRAINED, TrainSpec
+from interv.spec.train import RANKED, UNTRAINED, TrainSpec, part_of
 from interv.task.causal_builtin import causal_model
 from interv.task.causal_model import CausalModel
 from interv.task.causal_pairs import interchanges, samples
@@ -164,7 +165,7 @@ def exchanged_names(spec: TrainSpec) -> list[str]:
     if len(spec.variables) == 1:
         return ["any"]
     mixture = spec.data.mixture or [*spec.variables, "+".join(spec.variables)]
-    return ["any", *mixture]
+    return ["any", *(part_of(text, spec.variables) for text in mixture)]
 
 
 def make_train_plan(loaded: LoadedSpec[TrainSpec], *, only_check: bool = False) -> TrainPlan:
@@ -179,7 +180,7 @@ def make_train_plan(loaded: LoadedSpec[TrainSpec], *, only_check: bool = False) 
     """
     spec = loaded.spec
     causal = _causal(loaded)
-    problems: list[Problem] = []
+    problems = list(_exchange_problems(loaded))
     files, shape = _files(loaded, causal)
     exchanges: list[Exchange] = []
     answer_ids: tuple[int, ...] = ()
@@ -247,6 +248,8 @@ def vectors_of(plan: TrainPlan, split: str) -> Any:
 
 def _problem(loaded: LoadedSpec[TrainSpec], error: CausalError) -> Problem:
     at = error.at
+    if at[:1] == ("mixture",):
+        return loaded.problem(("data", *at), error.message, error.expected, error.near)
     if at[:1] != ("variables",) or len(at) > 1:
         return loaded.problem(("causal_model", *at), error.message, error.expected, error.near)
     return loaded.problem(at, error.message, error.expected, error.near)
@@ -272,6 +275,24 @@ def _causal(loaded: LoadedSpec[TrainSpec]) -> CausalModel:
     if problems:
         raise SpecError(problems)
     return model
+
+
+def _exchange_problems(loaded: LoadedSpec[TrainSpec]) -> Iterator[Problem]:
+    """What is wrong with the parts of the mixture that a model is to learn."""
+    spec = loaded.spec
+    only, at = spec.train.exchange, ("train", "exchange")
+    if only is None:
+        return
+    if spec.train.what != "model":
+        yield loaded.problem(at, "exchange without a model that is trained", "what: model")
+    if not only:
+        yield loaded.problem(at, "no part of the mixture", "one or more, or no exchange")
+    possible = exchanged_names(spec)[1:] or list(spec.variables)
+    for i, text in enumerate(only):
+        if part_of(text, spec.variables) not in possible:
+            message = f"'{text}' is no part of the mixture"
+            near = nearest(text, possible)
+            yield loaded.problem((*at, i), message, f"one of: {', '.join(possible)}", near)
 
 
 def _files(
@@ -392,6 +413,18 @@ def _identity(
     return text_hash(json.dumps([key, asked, [fit.id for fit in fits]], sort_keys=True))
 
 
+def _dictionary(loaded: LoadedSpec[TrainSpec], problems: list[Problem]) -> str:
+    """The hash of an autoencoder's file."""
+    path = Path(str(loaded.spec.intervention.dictionary.path))
+    try:
+        return file_hash(path)
+    except OSError as error:
+        message = f"{path}: {error.strerror or error}"
+        at = ("intervention", "dictionary", "path")
+        problems.append(loaded.problem(at, message, "a safetensors file"))
+        return ""
+
+
 def _fits(
     loaded: LoadedSpec[TrainSpec],
     files: ModelFiles,
@@ -403,18 +436,26 @@ def _fits(
     spec = loaded.spec
     expander = Expander(loaded, _anatomy(files, shape), exchanges, problems)
     options = spec.intervention.model_dump(mode="json", exclude={"type", "rank"})
+    if spec.intervention.dictionary.path is not None:
+        options["dictionary"]["path"] = _dictionary(loaded, problems)
+    # Of which controls a fit's record has results.
+    controls = spec.controls.model_dump(mode="json", include={"full", "random"})
     training = spec.train.model_dump(mode="json", exclude={"seeds"})
     for i, grid in enumerate(spec.grid):
         for component, layer, pos, role, sites in expander.of(i, grid):
+            if spec.intervention.by_head:
+                expander.check_by_head(sites)
             for kind in spec.intervention.type:
                 ranks: Sequence[int | None] = spec.intervention.rank if kind in RANKED else [None]
                 for rank in ranks:
                     expander.check_rank(i, sites, kind, rank)
                     place = Place(component, layer, pos, role, grid.name, kind, rank)
+                    expander.check_place(i, place, sites, grid.linked)
                     name = [asdict(place), [asdict(s) for s in sites], grid.linked]
                     seeds = [spec.train.seeds[0]] if kind in UNTRAINED[:1] else spec.train.seeds
                     if spec.train.what == "model":
                         seeds = spec.train.seeds
                     for seed in seeds:
-                        told = json.dumps([name, seed, options, training], sort_keys=True)
+                        asked = [name, seed, options, training, controls]
+                        told = json.dumps(asked, sort_keys=True)
                         yield Fit(digest(key, told), 0, place, sites, grid.linked, seed)

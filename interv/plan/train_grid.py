@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from interv.errors import Problem, nearest
@@ -11,7 +11,8 @@ from interv.models.anatomy import Anatomy, as_path, is_by_head
 from interv.models.families import LAYERLESS
 from interv.plan.checks import unknown_component
 from interv.spec import LoadedSpec, axes
-from interv.spec.patch import WHOLE
+from interv.spec.made import MlpSection
+from interv.spec.patch import LAST, WHOLE
 from interv.spec.train import TrainGrid, TrainSite, TrainSpec
 from interv.task.exchanges import Exchange, position_of, span_names
 
@@ -33,6 +34,7 @@ class FitSite:
     variables: tuple[int, ...]
 
 
+_NO_POSITIONS = "vectors have no positions", "no position"
 Expanded = tuple[str, int | None, int | None, str, tuple[FitSite, ...]]
 
 
@@ -49,6 +51,8 @@ class Expander:
         self._loaded, self._anatomy, self._exchanges = loaded, anatomy, exchanges
         self._problems = problems
         self._told: set[str] = set()
+        self._places: dict[Hashable, tuple[tuple[FitSite, ...], bool]] = {}
+        self._vectors = isinstance(loaded.spec.model, MlpSection)
         self._all = tuple(range(len(loaded.spec.variables)))
 
     def of(self, i: int, grid: TrainGrid) -> Iterator[Expanded]:
@@ -56,7 +60,7 @@ class Expander:
             return
         if grid.set is not None:
             sites = [s for j, one in enumerate(grid.set) for s in self._site((i, "set", j), one)]
-            if sites:
+            if len(sites) == len(grid.set) and self._fit_together(("grid", i, "set"), grid, sites):
                 yield "", None, None, "", tuple(sites)
             return
         singles = list(self._product(i, grid))
@@ -65,7 +69,28 @@ class Expander:
         elif singles:
             components = {single[0] for single in singles}
             component = components.pop() if len(components) == 1 else ""
-            yield component, None, None, "", tuple(s for one in singles for s in one[4])
+            sites = [s for one in singles for s in one[4]]
+            if self._fit_together(("grid", i), grid, sites):
+                yield component, None, None, "", tuple(sites)
+
+    def _fit_together(
+        self, at: tuple[str | int, ...], grid: TrainGrid, sites: Sequence[FitSite]
+    ) -> bool:
+        """That the sites of one fit are different ones, for every variable, alike if linked."""
+        before = len(self._problems)
+        seen = {(replace(site, variables=()), v) for site in sites for v in site.variables}
+        if len(seen) < sum(len(site.variables) for site in sites):
+            self._tell(at, "a site is there twice", "each site once for each variable")
+        names = self._loaded.spec.variables
+        absent = [name for v, name in enumerate(names) if all(v != other for _, other in seen)]
+        if absent:
+            message = f"no site of variable '{absent[0]}'"
+            self._tell(at, message, "a site of each variable, or one without `variable`: of all")
+        widths = {self._width(site) for site in sites}
+        if grid.linked and len(widths) > 1 and None not in widths:
+            told = " and ".join(str(width) for width in sorted(w or 0 for w in widths))
+            self._tell(at, f"linked sites that are {told} wide", "sites of one width")
+        return len(self._problems) == before
 
     def _product(self, i: int, grid: TrainGrid) -> Iterator[Expanded]:
         for j, component in enumerate(grid.component or ()):
@@ -91,6 +116,8 @@ class Expander:
             self._tell((*at, "layer"), message, f"0 to {self._anatomy.n_layers - 1}")
             return
         unit = None if site.position == WHOLE else site.position
+        if self._vectors and site.position is not None:
+            self._tell((*at, "position"), *_NO_POSITIONS)
         self._check_unit((*at, "position"), unit)
         heads, dims = self._columns(at, site.component, site.heads, site.dims)
         names = self._loaded.spec.variables
@@ -148,12 +175,14 @@ class Expander:
 
     def _units(self, i: int, grid: TrainGrid) -> list[int | str | None]:
         if not self._exchanges:
-            return [None]  # vectors have no positions
+            if self._vectors and axes.items(grid.positions) != [LAST]:
+                self._tell(("grid", i, "positions"), *_NO_POSITIONS)
+            return [None]
         found: list[int | str | None] = []
         length = min(len(exchange.base.ids) for exchange in self._exchanges)
         for item in axes.items(grid.positions):
             if item == WHOLE:
-                found.append(None)
+                found += [None] if self._check_unit(("grid", i, "positions"), None) else []
                 continue
             try:
                 numbers = axes.expand(item, length)
@@ -171,6 +200,10 @@ class Expander:
     def _check_unit(self, at: tuple[str | int, ...], unit: int | str | None) -> bool:
         for exchange in self._exchanges:
             for said in (exchange.base, *exchange.sources):
+                if unit is None and len(said.ids) != len(exchange.base.ids):
+                    message = f"all positions of {exchange.base.text!r}, whose source has others"
+                    self._tell(at, message, "a position, or prompts of one length")
+                    return False
                 try:
                     position_of(said, unit)
                 except KeyError:
@@ -183,6 +216,19 @@ class Expander:
                     self._tell(at, f"{error}: {said.text!r}", "a position that every prompt has")
                     return False
         return True
+
+    def check_place(self, i: int, place: Hashable, sites: Sequence[FitSite], linked: bool) -> None:
+        """That results name a fit by its place: no other one is there."""
+        if self._places.setdefault(place, (tuple(sites), linked)) != (tuple(sites), linked):
+            message = "the same place as before, with other heads, columns or sites"
+            self._tell(("grid", i), message, "a `name` for each, which results have as `set`")
+
+    def check_by_head(self, sites: Sequence[FitSite]) -> None:
+        """That there are heads to have a gate each."""
+        for site in sites:
+            if not is_by_head(site.component):
+                message = f"by_head at {site.component}, which is not by head"
+                self._tell(("intervention", "by_head"), message, "a head_... component")
 
     def check_rank(self, i: int, sites: Sequence[FitSite], kind: str, rank: int | None) -> None:
         """That the dimensions of all variables fit into every site."""

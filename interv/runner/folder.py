@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,6 +85,23 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         with contextlib.suppress(OSError):
             fresh.unlink(missing_ok=True)
         raise
+
+
+def copied(source: Path, target: Path) -> bool:
+    """Copy a folder, whole or not at all; False where it is not there.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    if target.is_dir() or not source.is_dir():
+        return target.is_dir()
+    fresh = target.with_name(f".{target.name}.tmp")
+    with writing(target):
+        if fresh.is_dir():
+            shutil.rmtree(fresh)
+        shutil.copytree(source, fresh)
+        fresh.rename(target)
+    return True
 
 
 def set_aside(folder: Path) -> Path | None:

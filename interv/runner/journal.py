@@ -122,15 +122,15 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 def find_elsewhere(
     folder: Path, wanted: set[str], environment: Mapping[str, Any] | None
-) -> dict[str, Record]:
-    """Records of these ids in the journals of sibling folders.
+) -> dict[str, tuple[Record, Path]]:
+    """Records of these ids in the journals of sibling folders, and which folder.
 
     Args:
         folder: the run's own folder, whose journal is not read.
         wanted: ids.
         environment: only journals made under this one; any when None.
     """
-    found: dict[str, Record] = {}
+    found: dict[str, tuple[Record, Path]] = {}
     for path in sorted(folder.parent.glob(f"*/{JOURNAL}")):
         # A run set aside by --fresh was set aside for a reason.
         aside = SET_ASIDE in path.parent.name
@@ -145,5 +145,5 @@ def find_elsewhere(
         ):
             continue
         for records in (other.adopted, other.records):
-            found.update({k: records[k] for k in wanted & records.keys()})
+            found.update({k: (records[k], path.parent) for k in wanted & records.keys()})
     return found

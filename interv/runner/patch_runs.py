@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -186,7 +187,8 @@ def _trained(folder: Path, plan: PatchPlan, reference: ReferenceExecutor) -> Seq
     """What a trained intervention exchanges, each basis once.
 
     Raises:
-        UsageError: it was trained on another model, or takes no source.
+        UsageError: it was trained on another model, takes no source, or has sites with bases of
+            their own, of which none could stand at another site.
     """
     trained = read(folder)
     weights = trained.about.get("weights")
@@ -195,7 +197,15 @@ def _trained(folder: Path, plan: PatchPlan, reference: ReferenceExecutor) -> Seq
             f"intervention.trained: {folder} was trained on {trained.about.get('model')}, of other "
             f"weights than {plan.files.label}"
         )
+    at: dict[tuple[Site, str | int | None], list[Intervention]] = defaultdict(list)
+    for part in trained.parts:
+        at[part.site, part.unit].append(part.intervention)
     found = list(dict.fromkeys(part.intervention for part in trained.parts))
+    if any(list(dict.fromkeys(here)) != found for here in at.values()):
+        raise UsageError(
+            f"intervention.trained: {folder} has {len(at)} sites with bases of their own; expected "
+            "one of one site, or of linked sites"
+        )
     device = next(reference.model.parameters()).device
     for swap in found:
         if not swap.needs_source:

@@ -98,6 +98,14 @@ class Worker(ABC, Generic[P]):
     def pack(self, pack: Pack) -> dict[str, Record]:
         """Values of every cell of a pack."""
 
+    def wanted(self) -> set[str]:
+        """Ids of records that other runs may have."""
+        return {cell.id for cell in self.plan.cells} | set(self.plan.baselines.values())
+
+    def takes_over(self, key: str, folder: Path) -> bool:
+        """Take over what belongs to another run's record; False: it must be computed again."""
+        return True
+
     def tokens(self) -> int:
         """Tokens that go through a block together."""
         return max_tokens(self.plan, free_gpu_bytes(self.model.device))
@@ -222,8 +230,8 @@ def _swept(
         str(model.device), threads, executor, tokens, deterministic=plan.spec.run.deterministic
     )
     if journal is None:
-        wanted = {cell.id for cell in plan.cells} | set(plan.baselines.values())
-        found = journals.find_elsewhere(folder, wanted, environment) if adopt else {}
+        there = journals.find_elsewhere(folder, worker.wanted(), environment) if adopt else {}
+        found = {key: record for key, (record, at) in there.items() if worker.takes_over(key, at)}
         path = folder / journals.JOURNAL
         journal = journals.begin(path, environment, worker.notes, found)
     elif changes := journals.difference(journal.environment, environment):

@@ -23,6 +23,7 @@ from interv.plan.cost import free_cpu_bytes
 from interv.plan.train import SPLITS, Fit, TrainPlan, task_identity
 from interv.runner import sweep
 from interv.runner.certify import Certificate, refuse, tolerance
+from interv.runner.folder import copied
 from interv.runner.journal import Journal, Record
 from interv.runner.sweep import Kind, Step, Worker, free_gpu_bytes
 from interv.spec.made import MlpSection, TransformerSection
@@ -101,6 +102,15 @@ class TrainWorker(Worker[TrainPlan]):
 
     def pack(self, pack: Pack) -> dict[str, Record]:
         raise NotImplementedError("fits are no packs")
+
+    def wanted(self) -> set[str]:
+        return super().wanted() | {shuffled_id(fit) for fit in self.plan.shuffled}
+
+    def takes_over(self, key: str, folder: Path) -> bool:
+        """A fit is its record and its weights."""
+        if all(key != fit.id for fit in self.plan.fits):
+            return True
+        return copied(folder / FITS / key, self.folder / FITS / key)
 
     def tokens(self) -> int:
         return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
@@ -37,6 +38,7 @@ TypeName = Literal[
     "autoencoder",
     "lora",
 ]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Metric = Literal["iia", "iia_full", "iia_random", "iia_shuffled"]
 
 
@@ -53,17 +55,33 @@ AnyModel = Annotated[
 ]
 
 
+def part_of(text: str, variables: Sequence[str]) -> str:
+    """A part of a mixture, `a+b`: its names in the variables' order, as results have them."""
+    names = [name.strip() for name in text.split("+")]
+    known = [name for name in variables if name in names]
+    return "+".join(known if len(known) == len(names) else names)
+
+
+def _check_size(n: int) -> int:
+    if n > 100_000_000:
+        raise wrong(f"{n} pairs", "at most 100000000")
+    return n
+
+
+Size = Annotated[int, AfterValidator(_check_size)]
+
+
 class TrainData(Section):
     """Pairs of a base and its sources, with counterfactual labels from the causal model."""
 
     train: int = Field(512, ge=1, le=100_000_000, description="pairs to train on")
-    validation: int = Field(128, ge=1, description="pairs for early stopping and the curve")
-    test: int = Field(256, ge=1, description="held-out pairs, from which every IIA is")
+    validation: Size = Field(128, ge=1, description="pairs for early stopping and the curve")
+    test: Size = Field(256, ge=1, description="held-out pairs, from which every IIA is")
     changed: float | None = Field(
         None, ge=0, le=1, description="share of pairs whose label the interchange changes"
     )
     balance: bool = Field(False, description="each counterfactual label as often")
-    mixture: dict[str, Annotated[float, Field(gt=0)]] | None = Field(
+    mixture: dict[str, Annotated[Finite, Field(gt=0)]] | None = Field(
         None, description="which variables are exchanged together, and how often: {a: 1, a+b: 2}"
     )
     same_template: bool = Field(True, description="base and sources are of one template")
@@ -100,12 +118,12 @@ class TrainedType(Section):
         [1], description="dimensions of each variable; one, or several to compare"
     )
     temperature: Annotated[
-        list[Annotated[float, Field(gt=0)]], Field(min_length=2, max_length=2)
+        list[Annotated[Finite, Field(gt=0)]], Field(min_length=2, max_length=2)
     ] = Field([50.0, 0.1], description="of masks and boundaries: first and last")
-    penalty: float = Field(0.0, ge=0, description="on the share of a mask that is open")
+    penalty: Finite = Field(0.0, ge=0, description="on the share of a mask that is open")
     start: Literal["random", "pca"] = Field("random", description="of a rotation's columns")
     by_head: bool = Field(False, description="sigmoid_mask: one gate for each head")
-    alpha: float = Field(1.0, gt=0, description="strength of a lora adapter")
+    alpha: Finite = Field(1.0, gt=0, description="strength of a lora adapter")
     dictionary: Dictionary = Dictionary()
 
     @model_validator(mode="before")
@@ -152,6 +170,15 @@ class TrainGrid(Section):
         return self
 
 
+def _check_rate(rate: float) -> float:
+    if rate > 1e30:  # what a step makes of it leaves float32
+        raise wrong(f"a rate of {rate:g}", "at most 1e30")
+    return rate
+
+
+Rate = Annotated[Finite, AfterValidator(_check_rate)]
+
+
 class Training(Section):
     """How each fit is trained."""
 
@@ -162,14 +189,14 @@ class Training(Section):
     batch: int = Field(16, ge=1, description="pairs in one step")
     accumulate: int = Field(1, ge=1, description="batches whose gradients make one step")
     optimizer: Literal["adam", "adamw"] = "adam"
-    lr: float = Field(1e-3, gt=0)
-    boundary_lr: float | None = Field(None, gt=0, description="of boundaries; unset: as `lr`")
-    weight_decay: float = Field(0.0, ge=0)
+    lr: Rate = Field(1e-3, gt=0)
+    boundary_lr: Rate | None = Field(None, gt=0, description="of boundaries; unset: as `lr`")
+    weight_decay: Finite = Field(0.0, ge=0)
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "linear", description="of the learning rate, from its top to 0"
     )
     warmup: float = Field(0.0, ge=0, lt=1, description="share of the steps before the top")
-    clip: float | None = Field(None, gt=0, description="largest norm of the gradient")
+    clip: Finite | None = Field(None, gt=0, description="largest norm of the gradient")
     patience: int | None = Field(
         None, ge=1, description="epochs without a better validation IIA before it stops"
     )
@@ -179,7 +206,7 @@ class Training(Section):
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1), OR_ONE] = (
         Field([0], description="each a fit of its own; the results have their spread")
     )
-    task_weight: float = Field(
+    task_weight: Finite = Field(
         0.0, ge=0, description="of the loss on the bases themselves, where the model is trained"
     )
     exchange: list[str] | None = Field(

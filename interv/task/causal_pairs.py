@@ -302,7 +302,7 @@ def _filled(
         # A label that is rare is looked for a while, not for ever.
         return (
             balance
-            and drawn < max(4 * total, min(20 * total, _CHUNK))
+            and drawn < min(limit // 2, max(4 * total, _CHUNK))
             and (len(seen) < 2 or min(seen.values()) < wanted[flag] // len(seen))
         )
 
@@ -312,7 +312,9 @@ def _filled(
             raise _too_few(flag, have[flag], wanted[flag], drawn, names)
         missing = sum(max(0, wanted[flag] - have[flag]) for flag in wanted)
         exact = None in wanted and not balance
-        size = min(_CHUNK, missing if exact else max(2 * missing, total // 4, 64))
+        size = min(
+            _CHUNK, missing if exact else max(2 * missing, total if balance else total // 4, 64)
+        )
         part = make(size)
         drawn += size
         moved = (part.label != part.base[output]).astype(bool)

@@ -13,7 +13,7 @@ from interv.engine.batch import BatchEdit, BatchRunner
 from interv.engine.interventions import Vanilla
 from interv.engine.masks import Boundary
 from interv.plan.train import Fit
-from interv.spec.train import TrainSpec
+from interv.spec.train import TrainSpec, part_of
 from interv.train.data import Group, Prepared
 from interv.train.loop import autocast
 from interv.train.parts import (
@@ -154,7 +154,8 @@ class Interchanging:
         return [{"params": list(self.modules.parameters()), "lr": self._spec.train.lr}]
 
     def loss(self, pairs: Tensor) -> Tensor:
-        first, total = 0, torch.zeros(())
+        # Of a batch without a pair that is taught the loss is 0, and so is its gradient.
+        first, total = 0, torch.zeros((), requires_grad=True)
         for group in self._train:
             rows = pairs[(pairs >= first) & (pairs < first + len(group))] - first
             first += len(group)
@@ -177,9 +178,9 @@ class Interchanging:
         if only is None:
             return torch.ones(len(group), dtype=torch.bool)
         names = self._spec.variables
-        wanted = [frozenset(name.split("+")) for name in only]
+        wanted = [part_of(text, names) for text in only]
         found = [
-            frozenset(n for n, on in zip(names, row, strict=True) if on) in wanted
+            "+".join(n for n, on in zip(names, row, strict=True) if on) in wanted
             for row in group.exchanged.tolist()
         ]
         return torch.tensor(found)

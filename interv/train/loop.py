@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from interv.errors import EngineError
+from interv.errors import EngineError, ResumeError
 from interv.models.cache import writing
 from interv.spec.train import TrainedType, Training
 
@@ -92,6 +93,7 @@ def train(
 
     Raises:
         EngineError: the loss is no number any more.
+        ResumeError: the checkpoint is damaged.
         StorageError: a checkpoint cannot be written.
     """
     groups = trainee.groups()
@@ -104,7 +106,7 @@ def train(
     tops = [group["lr"] for group in optimizer.param_groups]
     state, best = State(), None
     if checkpoint is not None and checkpoint.is_file():
-        saved = torch.load(checkpoint, weights_only=True, map_location="cpu")
+        saved = _read(checkpoint)
         trainee.modules.load_state_dict(saved["modules"])
         optimizer.load_state_dict(saved["optimizer"])
         state, best = State(**saved["state"]), saved["best"]
@@ -184,6 +186,14 @@ def batches(sizes: Sequence[int], size: int, generator: torch.Generator) -> list
         found += torch.split(first + torch.randperm(n, generator=generator), size)
         first += n
     return [found[i] for i in torch.randperm(len(found), generator=generator).tolist()]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        raise ResumeError(f"{path}: is damaged; delete it, and the fit begins again") from error
+    return found
 
 
 def save(

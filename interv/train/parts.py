@@ -164,7 +164,10 @@ def _dictionary(options: TrainedType, width: int, seed: int) -> ReluDictionary:
     missing = [name for name in names if name not in tensors]
     if missing:
         raise UsageError(f"{path}: has no {missing[0]}; expected {', '.join(names)}")
-    made = ReluDictionary(*(tensors[name] for name in names))
+    try:
+        made = ReluDictionary(*(tensors[name] for name in names))
+    except EngineError as error:
+        raise UsageError(f"{path}: {error}") from None
     if made.shape[0] != width:
         raise UsageError(f"{path}: an autoencoder {made.shape[0]} wide, the site is {width}")
     return made
