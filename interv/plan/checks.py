@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from interv.errors import ModelError, Problem, SpecError, nearest
 from interv.models import ModelFacts, ModelFiles, locate
 from interv.models.anatomy import Anatomy, as_path
+from interv.models.cache import file_hash
 from interv.spec import LoadedSpec, Spec, axes
 from interv.spec.schema import TraceGrid, TraceSpec
 from interv.task import Prompt
@@ -24,6 +26,23 @@ def located(loaded: LoadedSpec[Any]) -> ModelFiles:
         return locate(loaded.spec.model, loaded.spec.seed)
     except ModelError as error:
         raise SpecError([model_problem(loaded, error)]) from None
+
+
+def check_trained(loaded: LoadedSpec[Any]) -> Iterator[Problem]:
+    """That the folder of a trained intervention holds one."""
+    asked = loaded.spec.intervention
+    if asked is None or asked.trained is None:
+        return
+    if not (Path(asked.trained) / "intervention.json").is_file():
+        message = f"{asked.trained} has no intervention.json"
+        expected = "a folder that `interv save` wrote, or fits/ID of a run of train-das"
+        yield loaded.problem(("intervention", "trained"), message, expected)
+
+
+def trained_hashes(folder: str) -> list[str]:
+    """What decides a trained intervention: its files, wherever they are."""
+    files = [Path(folder) / f"intervention.{kind}" for kind in ("json", "safetensors")]
+    return [file_hash(path) for path in files if path.is_file()]
 
 
 def check_text_model(loaded: LoadedSpec[Any], files: ModelFiles) -> Iterator[Problem]:

@@ -11,14 +11,13 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from interv.errors import Problem, SpecError
 from interv.models import ModelFiles
-from interv.models.cache import file_hash, text_hash
+from interv.models.cache import text_hash
 from interv.plan.cells import Cell, Plan, digest
-from interv.plan.checks import check_tokens, located, unknown_components
+from interv.plan.checks import check_tokens, located, trained_hashes, unknown_components
 from interv.plan.claims import check_claims
 from interv.plan.grid import Expander, Place, Spot
 from interv.plan.patch_checks import check_metrics, check_parts
@@ -317,12 +316,10 @@ def _prompt_keys(
 
 
 def _intervention(spec: PatchSpec) -> dict[str, Any]:
-    """What decides an intervention: of a trained one its files, wherever they are."""
+    """What decides an intervention."""
     given = spec.intervention.model_dump(exclude={"trained"})
     if spec.intervention.trained is not None:
-        folder = Path(spec.intervention.trained)
-        files = [folder / f"intervention.{kind}" for kind in ("json", "safetensors")]
-        given["trained"] = [file_hash(path) for path in files if path.is_file()]
+        given["trained"] = trained_hashes(spec.intervention.trained)
     return given
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from interv.errors import Problem, nearest
 from interv.models import ModelFiles
-from interv.plan.checks import check_text_model
+from interv.plan.checks import check_text_model, check_trained
 from interv.spec import LoadedSpec, PatchSpec
 from interv.spec.metrics import NORMALISED, OF_ANSWERS, PLAIN, known_metrics, parse_metric
 from interv.task.pairs import Pair
@@ -37,11 +36,7 @@ def check_parts(
 ) -> Iterator[Problem]:
     """What the parts of the spec need of the answers, the pairs and the model."""
     spec = loaded.spec
-    trained = spec.intervention.trained
-    if trained is not None and not (Path(trained) / "intervention.json").is_file():
-        expected = "a folder that `interv save` wrote"
-        message = f"{trained} has no intervention.json"
-        yield loaded.problem(("intervention", "trained"), message, expected)
+    yield from check_trained(loaded)
     several = next((p for p in pairs if any(len(ids) > 1 for ids in p.all_ids)), None)
     alone = next((p for p in pairs if not p.wrong), None)
     without = next((p for p in pairs if p.corrupted_ids is None), None)

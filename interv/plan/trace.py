@@ -19,7 +19,9 @@ from interv.plan.checks import (
     check_grid,
     check_metrics,
     check_prompts,
+    check_trained,
     located,
+    trained_hashes,
     unknown_components,
 )
 from interv.plan.claims import check_claims
@@ -132,6 +134,7 @@ def make_plan(loaded: LoadedSpec[TraceSpec], *, only_check: bool = False) -> Tra
         for i, g in enumerate(spec.grid)
         for p in check_grid(loaded, i, g, files.facts, files.config or {})
     ]
+    problems += check_trained(loaded)
     prompts: list[Prompt] = []
     if files.tokenizer:
         prompts, more = read_prompts(loaded, files.tokenizer)
@@ -143,7 +146,7 @@ def make_plan(loaded: LoadedSpec[TraceSpec], *, only_check: bool = False) -> Tra
         raise SpecError(problems)
     noisy = isinstance(spec.corrupt, NoiseCorruption)
     seeds = {p.index: _draw_seed(spec, p) for p in prompts} if noisy else {}
-    keys = _prompt_keys(spec, files, prompts, seeds)
+    keys = _prompt_keys(loaded, files, prompts, seeds)
     expand = bool(spec.reference) or not only_check
     labels = _labels(loaded, prompts, keys, files.facts) if files.facts and expand else []
     plan = TracePlan(
@@ -211,9 +214,10 @@ def _draw_seed(spec: TraceSpec, prompt: Prompt) -> int:
 
 
 def _prompt_keys(
-    spec: TraceSpec, files: ModelFiles, prompts: list[Prompt], seeds: dict[int, int]
+    loaded: LoadedSpec[TraceSpec], files: ModelFiles, prompts: list[Prompt], seeds: dict[int, int]
 ) -> dict[int, str]:
     """For each prompt the hash of what all its cells have in common."""
+    spec = loaded.spec
     corrupt = spec.corrupt.model_dump(exclude={"draw_seed"})
     if isinstance(spec.corrupt, NoiseCorruption) and spec.corrupt.multiple is not None:
         # The standard deviation, and so every value, depends on all the subjects loaded.
@@ -225,7 +229,10 @@ def _prompt_keys(
         "dtype": spec.model.dtype,
         "attn_implementation": spec.model.attn_implementation,
     }
-    shared = text_hash(json.dumps([_VERSION, model, corrupt], sort_keys=True))
+    decides = [_VERSION, model, corrupt]
+    if spec.intervention is not None:
+        decides.append(trained_hashes(spec.intervention.trained))
+    shared = text_hash(json.dumps(decides, sort_keys=True))
     return {
         p.index: text_hash(
             json.dumps(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -20,12 +19,11 @@ from interv.engine import (
     Zero,
 )
 from interv.engine.metrics import Answers
-from interv.errors import UsageError
-from interv.keep import read
 from interv.models.anatomy import Place
 from interv.plan import PatchPlan
 from interv.plan.grid import Spot
 from interv.plan.patch import Patch
+from interv.runner.trained import swaps_of
 from interv.task.pairs import Pair
 
 Ids = tuple[int, ...]
@@ -48,7 +46,7 @@ class PatchRuns:
         folder = plan.spec.intervention.trained
         self._swaps: Sequence[Intervention] = [Vanilla()]
         if folder is not None:
-            self._swaps = _trained(Path(folder), plan, reference)
+            self._swaps = swaps_of(Path(folder), plan.files, reference.model)
 
     def patched(self, cell: Patch, tail: Ids) -> list[Run]:
         """The base run of a pair, patched: a run for each draw.
@@ -181,35 +179,3 @@ def held_by(cell: Patch) -> list[str]:
     """Components that a path holds as in the base run."""
     names = {"heads": _HEADS, "mlps": _MLPS}
     return [names[word] for word in cell.freeze or ()]
-
-
-def _trained(folder: Path, plan: PatchPlan, reference: ReferenceExecutor) -> Sequence[Intervention]:
-    """What a trained intervention exchanges, each basis once.
-
-    Raises:
-        UsageError: it was trained on another model, takes no source, or has sites with bases of
-            their own, of which none could stand at another site.
-    """
-    trained = read(folder)
-    weights = trained.about.get("weights")
-    if weights is not None and weights != plan.files.identity:
-        raise UsageError(
-            f"intervention.trained: {folder} was trained on {trained.about.get('model')}, of other "
-            f"weights than {plan.files.label}"
-        )
-    at: dict[tuple[Site, str | int | None], list[Intervention]] = defaultdict(list)
-    for part in trained.parts:
-        at[part.site, part.unit].append(part.intervention)
-    found = list(dict.fromkeys(part.intervention for part in trained.parts))
-    if any(list(dict.fromkeys(here)) != found for here in at.values()):
-        raise UsageError(
-            f"intervention.trained: {folder} has {len(at)} sites with bases of their own; expected "
-            "one of one site, or of linked sites"
-        )
-    device = next(reference.model.parameters()).device
-    for swap in found:
-        if not swap.needs_source:
-            raise UsageError(f"intervention.trained: {folder}: {swap.name} takes no source")
-        for module in swap.modules().values():
-            module.to(device).requires_grad_(False)
-    return found

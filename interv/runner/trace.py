@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from interv.engine import Edit, LoadedModel, Noise, Run, Site, Vanilla
+from interv.engine import Edit, Intervention, LoadedModel, Noise, Run, Site, Vanilla
 from interv.engine.load import token_embeddings
 from interv.engine.metrics import predicts, read_answer
 from interv.errors import IntervError
@@ -15,6 +16,7 @@ from interv.plan import Cell, ExecutorName, Pack, TracePlan
 from interv.plan.trace import Restoration
 from interv.runner.journal import Journal, Record
 from interv.runner.sweep import Kind, Step, Worker, pack_steps
+from interv.runner.trained import swaps_of
 from interv.spec.schema import NoiseCorruption
 from interv.task import Prompt
 
@@ -32,6 +34,10 @@ class Tracer(Worker[TracePlan]):
         super().__init__(plan, model)
         self.noise_level: float | None = None
         self.sigma: float | None = None
+        self._swaps: Sequence[Intervention] = [Vanilla()]
+        if plan.spec.intervention is not None:
+            folder = Path(plan.spec.intervention.trained)
+            self._swaps = swaps_of(folder, plan.files, model.module)
         corrupt = plan.spec.corrupt
         if isinstance(corrupt, NoiseCorruption):
             if corrupt.multiple is None:
@@ -138,8 +144,9 @@ class Tracer(Worker[TracePlan]):
         prompt = self.plan.prompts[cell.prompt]
         at = (cell.position,)
         restored = [
-            Edit(Site(cell.component, layer, at), Vanilla(), self._clean(prompt))
+            Edit(Site(cell.component, layer, at), swap, self._clean(prompt))
             for layer in cell.layers
+            for swap in self._swaps
         ]
         runs = []
         for corrupted in self._corrupted(prompt):

@@ -313,6 +313,15 @@ def distinct(metrics: list[str]) -> list[str]:
     return metrics
 
 
+class Restoring(Section):
+    """How much of a state is put back: unless this is said, all of it."""
+
+    trained: str = Field(
+        description="folder of a trained intervention: only what it exchanges is put back, from "
+        "this file"
+    )
+
+
 class TraceSpec(Section):
     """Causal tracing (Meng et al. 2022): corrupt the subject, restore single states."""
 
@@ -322,6 +331,7 @@ class TraceSpec(Section):
     seed: int = Field(0, ge=0, lt=2**32)
     data: FactsSection
     corrupt: Annotated[NoiseCorruption | PromptCorruption, Field(discriminator="type")]
+    intervention: Restoring | None = None
     grid: Annotated[list[TraceGrid], Field(min_length=1), OR_ONE]
     metric: Annotated[list[Metric], Field(min_length=1), AfterValidator(distinct), OR_ONE] = Field(
         ["probability"]
