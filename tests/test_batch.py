@@ -158,3 +158,40 @@ def test_the_model_is_left_alone_and_errors_are_errors() -> None:
         of.first_layer([Spot(Site("final_norm"))])
     assert [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in of.model.modules()] == hooks
     assert all(torch.equal(a, b) for a, b in zip(before, of.model.parameters(), strict=True))
+
+
+def _saved(of: BatchRunner, edits: list[BatchEdit], kept: Kept | None) -> tuple[int, list[Tensor]]:
+    """Bytes that the forward keeps for its backward, and the intervention's gradients."""
+    seen: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        logits = of.logits(BASES, edits, READ, kept)
+    loss = nn.functional.cross_entropy(logits, LABELS)
+    modules = [m for edit in edits for m in edit.intervention.modules().values()]
+    gradients = torch.autograd.grad(loss, [p for m in modules for p in m.parameters()])
+    return sum(seen.values()), list(gradients)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("from_kept", [True, False])
+def test_checkpointing_keeps_less_for_the_same_gradients(name: str, from_kept: bool) -> None:
+    plain = runner(name)
+    sparing = BatchRunner(plain.model, plain.anatomy, checkpointing=True)
+    width = plain.anatomy.width("block_output")
+    assert width is not None
+    swap = LowRankRotatedSpace(Rotation.seeded(width, 3, 0).double())
+    edits = edits_of(plain, swap, spot("block_output", 0))
+    kept = kept_for(plain, edits) if from_kept and plain.anatomy.reach != "nothing" else None
+    before = {key: list(module._forward_hooks) for key, module in plain.model.named_modules()}
+    much, wanted = _saved(plain, edits, kept)
+    little, found = _saved(sparing, edits, kept)
+    assert little < 0.7 * much
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+    after = {key: list(module._forward_hooks) for key, module in plain.model.named_modules()}
+    assert before == after
+    assert not any("forward" in vars(module) for module in plain.model.modules())

@@ -287,3 +287,9 @@ def test_bits_come_back() -> None:
     bits = torch.tensor([False, True, True, False, False])
     assert from_bits(to_bits(bits)).tolist() == bits.tolist()
     assert from_bits(to_bits(bits[:1])).tolist() == [False]
+
+
+def test_fits_are_not_timed(cli: Callable[..., Result], tmp_path: Path) -> None:
+    result = cli("plan", write(tmp_path), "--measure")
+    assert result.code == 2
+    assert "--measure times points" in result.err

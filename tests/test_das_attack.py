@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -234,9 +235,10 @@ def test_gradients_are_a_full_models(where: str, several: bool, tmp_path: Path) 
     model = loaded.module.double()
     runner = BatchRunner(model, loaded.anatomy)
     pairs = [e for e in plan.exchanges if e.split == "train"]
-    for fit in plan.fits:
-        split = prepare(runner, groups_of(plan, "train"), fit, 2**30)
-        assert all(prepared.kept is not None for prepared in split.groups)
+    budgets = {2**30: (True, True), 1: (False, False)}
+    for fit, budget in itertools.product(plan.fits, budgets):
+        split = prepare(runner, groups_of(plan, "train"), fit, budget)
+        assert all(prepared.keeps == budgets[budget] for prepared in split.groups)
         trainee = Intervening(plan.spec, fit, runner, split, split, None, 0)
         trainee.modules.double()
         generator = torch.Generator().manual_seed(0)

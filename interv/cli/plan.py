@@ -41,9 +41,12 @@ def plan(
 
 def show_plan(made: Plan, outputs: Path, *, as_json: bool, measure: bool = False) -> None:
     """Print a plan on stdout."""
+    from interv.errors import UsageError
     from interv.plan import TrainPlan
 
     if isinstance(made, TrainPlan):
+        if measure:
+            raise UsageError("--measure times points of a sweep; fits are told as they go")
         fitted = describe_fits(made, outputs)
         typer.echo(json.dumps(fitted, indent=1) if as_json else _fit_lines(fitted))
         return

@@ -11,13 +11,15 @@ anything.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from interv.engine.attention import Call, routing
 from interv.engine.hooks import Visit, find_module, skipping, visiting
@@ -130,11 +132,21 @@ class BatchRunner:
         model: a `transformers` language model, or any module that takes one tensor.
         anatomy: where its components stand.
         whole: always run the whole model.
+        checkpointing: where gradients are wanted, keep only what enters a block, and run it again
+            in the backward pass: less memory, about a third more time.
     """
 
-    def __init__(self, model: nn.Module, anatomy: Anatomy, *, whole: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        anatomy: Anatomy,
+        *,
+        whole: bool = False,
+        checkpointing: bool = False,
+    ) -> None:
         self.model = model
         self.whole = whole
+        self.checkpointing = checkpointing
         self.sites = Sites(anatomy)
         self.anatomy = anatomy
 
@@ -195,6 +207,8 @@ class BatchRunner:
                 stack.enter_context(skipping(blocks, kept.layer, in_tuple=in_tuple))
                 if self.anatomy.reach == "positions":
                     stack.enter_context(self._attending(kept, blocks))
+            if self.checkpointing and torch.is_grad_enabled():
+                stack.enter_context(self._checkpointed(kept, by_place))
             if narrow and read is not None:
                 last = self.anatomy.place("block_output", self.anatomy.n_layers - 1)
                 visits[last] = _then(visits.get(last), _reading(read - first))
@@ -318,15 +332,6 @@ class BatchRunner:
         """Within: blocks see the keys and values before the first position, and its angles."""
         n_layers = self.anatomy.n_layers
 
-        def through(call: Call) -> Tensor:
-            key, value = call.key, call.value
-            if kept.first:
-                key = torch.cat([kept.keys[call.layer - kept.layer], key], dim=2)
-                value = torch.cat([kept.values[call.layer - kept.layer], value], dim=2)
-            mask = kept.shared.masks[call.layer]
-            assert mask is not None
-            return call.attend(call.query, key, value, mask)
-
         def giving(given: Mapping[str, Any]) -> Callable[..., Any]:
             def give(_module: nn.Module, args: Any, kwargs: Any) -> Any:
                 own = {
@@ -346,7 +351,36 @@ class BatchRunner:
                 )
                 stack.callback(handle.remove)
             layers = range(kept.layer, n_layers)
+            through = _looking_back(kept)
             stack.enter_context(routing(self.model, self.anatomy, through, layers, masks=False))
+            yield
+
+    @contextlib.contextmanager
+    def _checkpointed(self, kept: Kept | None, edited: Collection[Place]) -> Iterator[None]:
+        """Within: blocks in which nothing is edited keep their input only."""
+        blocks = find_module(self.model, self.anatomy.blocks())
+        inside = {self.sites.layer(place) for place in edited} - {None}
+        first = kept.layer if kept else 0
+        attending = kept is not None and self.anatomy.reach == "positions"
+
+        def again() -> contextlib.AbstractContextManager[None]:
+            # The backward pass is outside of the forward's contexts.
+            if not attending:
+                return contextlib.nullcontext()
+            assert kept is not None
+            return routing(self.model, self.anatomy, _looking_back(kept), (), masks=False)
+
+        with contextlib.ExitStack() as stack:
+            for i, block in enumerate(blocks.children()):
+                if i >= first and i not in inside:
+                    block.forward = functools.partial(
+                        checkpoint,
+                        block.forward,
+                        use_reentrant=False,
+                        preserve_rng_state=False,
+                        context_fn=lambda: (contextlib.nullcontext(), again()),
+                    )
+                    stack.callback(block.__delattr__, "forward")
             yield
 
     def _at(self, rows: Tensor, spot: Spot, first: int) -> Tensor:
@@ -395,6 +429,21 @@ class BatchRunner:
                 where = which[:, :, None], at[:, :, None], columns.to(device)[None, None]
             rows = rows.index_put(where, new)
         return back(rows)
+
+
+def _looking_back(kept: Kept) -> Callable[[Call], Tensor]:
+    """Attention to what stands before the first position, too."""
+
+    def through(call: Call) -> Tensor:
+        key, value = call.key, call.value
+        if kept.first:
+            key = torch.cat([kept.keys[call.layer - kept.layer], key], dim=2)
+            value = torch.cat([kept.values[call.layer - kept.layer], value], dim=2)
+        mask = kept.shared.masks[call.layer]
+        assert mask is not None
+        return call.attend(call.query, key, value, mask)
+
+    return through
 
 
 def _starting(hidden: Tensor) -> Visit:

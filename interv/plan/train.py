@@ -440,7 +440,7 @@ def _fits(
         options["dictionary"]["path"] = _dictionary(loaded, problems)
     # Of which controls a fit's record has results.
     controls = spec.controls.model_dump(mode="json", include={"full", "random"})
-    training = spec.train.model_dump(mode="json", exclude={"seeds"})
+    training = spec.train.model_dump(mode="json", exclude={"seeds", "checkpointing"})
     for i, grid in enumerate(spec.grid):
         for component, layer, pos, role, sites in expander.of(i, grid):
             if spec.intervention.by_head:

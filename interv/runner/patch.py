@@ -27,11 +27,11 @@ from interv.plan.grid import Spot
 from interv.plan.patch import Patch
 from interv.runner.journal import Record
 from interv.runner.patch_runs import Ids, PatchRuns, answers_of, held_by, read_at
-from interv.runner.sweep import Step, Worker
+from interv.runner.sweep import PackWorker, Step
 from interv.task.pairs import Pair
 
 
-class Patcher(Worker[PatchPlan]):
+class Patcher(PackWorker[PatchPlan]):
     """A plan's patches, and what its gradients tell, on a loaded model."""
 
     def __init__(self, plan: PatchPlan, model: LoadedModel) -> None:
@@ -117,7 +117,7 @@ class Patcher(Worker[PatchPlan]):
         if sources and wanted:
             self.executor.states(sources, [Site(*at, (0,)) for at in wanted])
 
-    def pack(self, pack: Pack) -> dict[str, Record]:
+    def values(self, pack: Pack) -> dict[str, Record]:
         cells = [cell for cell in pack.cells if isinstance(cell, Patch)]
         by_tail: dict[tuple[int, ...], list[tuple[Patch, Ids]]] = defaultdict(list)
         for cell in cells:

@@ -39,7 +39,7 @@ class Step:
     Attributes:
         what: as people are told.
         ids: of the records that come of it.
-        kind: `pack`, or the worker's method that does it.
+        kind: the worker's method that does it.
         payload: what it is done to.
         done, total: points that are there afterwards, and in all; 0: not counted.
     """
@@ -53,7 +53,7 @@ class Step:
 
 
 class Worker(ABC, Generic[P]):
-    """A plan's steps on a loaded model.
+    """A plan's steps on a loaded model: each kind of step is a method of that name.
 
     Attributes:
         executor: computes the rows; the reference until the fast one is certified.
@@ -72,7 +72,6 @@ class Worker(ABC, Generic[P]):
         self.plan, self.model = plan, model
         self.reference = ReferenceExecutor(model.module, model.anatomy)
         self.executor = self.reference
-        self._prepared: object = None
         self.folder = Path()
         self.journal: Journal | None = None
         self.tell: Callable[[str], None] = _nobody
@@ -81,6 +80,39 @@ class Worker(ABC, Generic[P]):
     @abstractmethod
     def notes(self) -> dict[str, Any]:
         """What is known once the model is loaded, for the record."""
+
+    @abstractmethod
+    def tokens(self) -> int:
+        """Tokens that go through a block together; 0 where that is no question."""
+
+    @abstractmethod
+    def choose(self, tokens: int) -> tuple[ExecutorName, Certificate | None]:
+        """Who computes, the fast way only once it is certified.
+
+        Raises:
+            EngineError: it differs from the reference, and the spec does not say to go on.
+        """
+
+    def wanted(self) -> set[str]:
+        """Ids of records that other runs may have."""
+        return {cell.id for cell in self.plan.cells} | set(self.plan.baselines.values())
+
+    def takes_over(self, key: str, folder: Path) -> bool:
+        """Take over what belongs to another run's record; False: it must be computed again."""
+        return True
+
+    def do(self, step: Step) -> dict[str, Record]:
+        """The records of a step."""
+        found: dict[str, Record] = getattr(self, step.kind)(step)
+        return found
+
+
+class PackWorker(Worker[P]):
+    """A worker whose plan's cells are rows, computed in packs."""
+
+    def __init__(self, plan: P, model: LoadedModel) -> None:
+        super().__init__(plan, model)
+        self._prepared: object = None
 
     @abstractmethod
     def samples(self) -> tuple[Mapping[str, Sequence[Run]], Sequence[int]]:
@@ -95,36 +127,27 @@ class Worker(ABC, Generic[P]):
         """
 
     @abstractmethod
-    def pack(self, pack: Pack) -> dict[str, Record]:
+    def values(self, pack: Pack) -> dict[str, Record]:
         """Values of every cell of a pack."""
 
-    def wanted(self) -> set[str]:
-        """Ids of records that other runs may have."""
-        return {cell.id for cell in self.plan.cells} | set(self.plan.baselines.values())
-
-    def takes_over(self, key: str, folder: Path) -> bool:
-        """Take over what belongs to another run's record; False: it must be computed again."""
-        return True
-
     def tokens(self) -> int:
-        """Tokens that go through a block together."""
         return max_tokens(self.plan, free_gpu_bytes(self.model.device))
 
     def choose(self, tokens: int) -> tuple[ExecutorName, Certificate | None]:
-        """Who computes, the fast way only once it is certified."""
         return choose_executor(self, tokens)
 
-    def do(self, step: Step) -> dict[str, Record]:
-        """The records of a step."""
-        if step.kind != "pack":
-            self._prepared = None
-            found: dict[str, Record] = getattr(self, step.kind)(step)
-            return found
+    def pack(self, step: Step) -> dict[str, Record]:
+        """A step of cells that are computed together."""
         pack, together = step.payload
         if self._prepared is not together:
             self.prepare(together)
             self._prepared = together
-        return self.pack(pack)
+        return self.values(pack)
+
+    def do(self, step: Step) -> dict[str, Record]:
+        if step.kind != "pack":
+            self._prepared = None
+        return super().do(step)
 
 
 def _nobody(_text: str) -> None:
@@ -272,7 +295,9 @@ def is_pending(plan: P, kind: Kind[P], journal: Journal) -> bool:
     )
 
 
-def choose_executor(worker: Worker[Any], tokens: int) -> tuple[ExecutorName, Certificate | None]:
+def choose_executor(
+    worker: PackWorker[Any], tokens: int
+) -> tuple[ExecutorName, Certificate | None]:
     """Give the worker the plan's executor, the fast one only once it is certified.
 
     Raises:
@@ -324,8 +349,9 @@ def _measured(plan: P, kind: Kind[P]) -> tuple[float, float]:
     executor, _ = worker.choose(tokens)
     loaded = time.monotonic() - began
     pack = max(make_packs(plan, executor, tokens), key=lambda pack: pack.block_tokens)
+    assert isinstance(worker, PackWorker)
     worker.prepare(pack.cells)
-    worker.pack(pack)  # the first call is slower
+    worker.values(pack)  # the first call is slower
     began = time.monotonic()
-    worker.pack(pack)
+    worker.values(pack)
     return loaded, (time.monotonic() - began) / max(1, pack.block_tokens)

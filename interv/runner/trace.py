@@ -15,13 +15,13 @@ from interv.errors import IntervError
 from interv.plan import Cell, ExecutorName, Pack, TracePlan
 from interv.plan.trace import Restoration
 from interv.runner.journal import Journal, Record
-from interv.runner.sweep import Kind, Step, Worker, pack_steps
+from interv.runner.sweep import Kind, PackWorker, Step, pack_steps
 from interv.runner.trained import swaps_of
 from interv.spec.schema import NoiseCorruption
 from interv.task import Prompt
 
 
-class Tracer(Worker[TracePlan]):
+class Tracer(PackWorker[TracePlan]):
     """A plan's cells as runs of a loaded model.
 
     Attributes:
@@ -102,7 +102,7 @@ class Tracer(Worker[TracePlan]):
             corrupted = [run for prompt in prompts for run in self._corrupted(prompt)]
             self.executor.states(corrupted, held or [Site("block_input", 0, (0,))])
 
-    def pack(self, pack: Pack) -> dict[str, Record]:
+    def values(self, pack: Pack) -> dict[str, Record]:
         n = self.plan.draws
         records: dict[str, Record] = {}
         by_answer: dict[int, list[Restoration]] = {}

@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from interv.engine import LoadedModel, Run
+from interv.engine import LoadedModel
 from interv.engine.batch import BatchRunner
 from interv.engine.load import load_model
 from interv.errors import EngineError
 from interv.keep import Part, Trained, write
 from interv.models.cache import writing
-from interv.plan import Cell, ExecutorName, Pack
+from interv.plan import ExecutorName
 from interv.plan.cells import digest
 from interv.plan.cost import free_cpu_bytes
 from interv.plan.train import SPLITS, Fit, TrainPlan, task_identity
@@ -83,7 +83,9 @@ class TrainWorker(Worker[TrainPlan]):
 
     def __init__(self, plan: TrainPlan, model: LoadedModel) -> None:
         super().__init__(plan, model)
-        self.runner = BatchRunner(model.module, model.anatomy)
+        self.runner = BatchRunner(
+            model.module, model.anatomy, checkpointing=plan.spec.train.checkpointing
+        )
         self._all: dict[str, list[Group]] = {}
         self._used: dict[str, list[Group]] = {}
         self._splits: tuple[Any, dict[str, Split]] | None = None
@@ -93,15 +95,6 @@ class TrainWorker(Worker[TrainPlan]):
     @property
     def notes(self) -> dict[str, Any]:
         return {"attn_implementation": self.model.attn_implementation}
-
-    def samples(self) -> tuple[Mapping[str, Sequence[Run]], Sequence[int]]:
-        return {}, (-1,)
-
-    def prepare(self, cells: Sequence[Cell]) -> None:
-        raise NotImplementedError("fits are no packs")
-
-    def pack(self, pack: Pack) -> dict[str, Record]:
-        raise NotImplementedError("fits are no packs")
 
     def wanted(self) -> set[str]:
         return super().wanted() | {shuffled_id(fit) for fit in self.plan.shuffled}
@@ -280,7 +273,9 @@ class TrainWorker(Worker[TrainPlan]):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(fit.seed)
             module = copy.deepcopy(self.model.module)
-        runner = BatchRunner(module, self.model.anatomy, whole=True)
+        runner = BatchRunner(
+            module, self.model.anatomy, whole=True, checkpointing=spec.train.checkpointing
+        )
         groups = {split: self._kept_groups(split) for split in SPLITS}
         trainee = Interchanging(
             spec, fit, runner, groups["train"], groups["validation"], self._among

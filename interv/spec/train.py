@@ -215,6 +215,11 @@ class Training(Section):
         "`a+b`; unset: all",
     )
     autocast: Literal["bfloat16"] | None = Field(None, description="on CUDA: mixed precision")
+    checkpointing: bool = Field(
+        False,
+        description="blocks keep only what enters them and run again in the backward pass: less "
+        "memory, about a third more time; the same results",
+    )
 
 
 class Controls(Section):

@@ -140,27 +140,42 @@ def _vectors(plan: TrainPlan, split: str) -> Group:
     )
 
 
+States = dict[tuple[FitSite, int], Tensor]
+"""By site and variable."""
+
+
 class Prepared:
     """A group under the sites of a fit: sources' states, and where each base starts.
+
+    What does not fit the budget is computed anew for each batch, to the same numbers.
 
     Args:
         runner: of the model.
         group: the pairs.
         fit: whose sites.
-        budget: bytes that may be kept; beyond it each batch runs its bases in full once more.
+        budget: bytes that may be kept.
     """
 
     def __init__(self, runner: BatchRunner, group: Group, fit: Fit, budget: int) -> None:
         self.group = group
         self._runner = runner
+        self._budget = budget
         self.spots = {site: group.spot(site, None) for site in fit.sites}
         self._layer = runner.first_layer(list(self.spots.values()))
         self._first = self._first_position()
-        self.states: dict[tuple[FitSite, int], Tensor] = {}
-        with torch.no_grad():
-            for variable in sorted({v for site in fit.sites for v in site.variables}):
-                self._read(variable, [site for site in fit.sites if variable in site.variables])
-            self.kept = self._keep(budget)
+        variables = sorted({v for site in fit.sites for v in site.variables})
+        self._sources = [
+            (variable, [site for site in fit.sites if variable in site.variables])
+            for variable in variables
+        ]
+        # Sources first: they are less, and cost as much to compute.
+        self._states = self._keep_states()
+        self._kept = self._keep_bases()
+
+    @property
+    def keeps(self) -> tuple[bool, bool]:
+        """Whether sources' states and bases are kept."""
+        return self._states is not None, self._kept is not None
 
     def _first_position(self) -> int:
         found = [spot.positions for spot in self.spots.values()]
@@ -168,39 +183,62 @@ class Prepared:
             return 0
         return min(int(positions.min()) for positions in found if positions is not None)
 
-    def _read(self, variable: int, sites: Sequence[FitSite]) -> None:
-        spots = [self.group.spot(site, variable) for site in sites]
-        parts: list[list[Tensor]] = [[] for _ in sites]
-        for rows in self.group.rows():
-            inputs = self.group.sources[variable][rows]
-            found = self._runner.states(inputs, [spot[rows] for spot in spots])
-            for part, states in zip(parts, found, strict=True):
-                part.append(states)
-        for site, part in zip(sites, parts, strict=True):
-            states = torch.cat(part)
-            whole = site.unit is None and self.group.read is not None
-            if whole and states.shape[1] != self.group.base.shape[1]:
-                raise EngineError("positions: whole, but a source is of another length")
-            self.states[site, variable] = states
+    @torch.no_grad()
+    def sources(self, rows: Tensor) -> States:
+        """States of some pairs' sources at every site, `[pair, n, width]`."""
+        if self._states is not None:
+            return {at: states[rows] for at, states in self._states.items()}
+        found: States = {}
+        for variable, sites in self._sources:
+            spots = [self.group.spot(site, variable)[rows] for site in sites]
+            read = self._runner.states(self.group.sources[variable][rows], spots)
+            for site, states in zip(sites, read, strict=True):
+                whole = site.unit is None and self.group.read is not None
+                if whole and states.shape[1] != self.group.base.shape[1]:
+                    raise EngineError("positions: whole, but a source is of another length")
+                found[site, variable] = states
+        return found
 
-    def _keep(self, budget: int) -> Kept | None:
+    def _keep_states(self) -> States | None:
+        self._states = None
+        parts: list[States] = []
+        for rows in self.group.rows():
+            parts.append(self.sources(rows))
+            n_bytes = sum(states.nbytes for states in parts[0].values())
+            if len(parts) == 1 and n_bytes * len(self.group) > self._budget * len(rows):
+                return None
+        kept = {at: torch.cat([part[at] for part in parts]) for at in parts[0]}
+        self._budget -= sum(states.nbytes for states in kept.values())
+        return kept
+
+    @torch.no_grad()
+    def _keep_bases(self) -> Kept | None:
         if self._layer is None:
             return None
         parts: list[Kept] = []
         for rows in self.group.rows():
             part = self._runner.keep(self.group.base[rows], self._layer, self._first)
-            if part.n_bytes * len(self.group) > budget * len(rows):
+            if part.n_bytes * len(self.group) > self._budget * len(rows):
                 return None
             parts.append(part)
         return Kept.joined(parts)
+
+    def some_states(self, site: FitSite, most: int) -> Tensor:
+        """The first states at a site, `[n, width]`, at most so many."""
+        parts: list[Tensor] = []
+        for rows in self.group.rows():
+            parts.append(self.sources(rows)[site, site.variables[0]].flatten(0, 1))
+            if sum(map(len, parts)) >= most:
+                break
+        return torch.cat(parts)[:most]
 
     def logits(self, rows: Tensor, edits: Sequence[BatchEdit]) -> Tensor:
         """Logits of some pairs after edits that are made for them."""
         group = self.group
         read = None if group.read is None else group.read[rows]
         kept: Kept | None = None
-        if self.kept is not None:
-            kept = self.kept[rows]
+        if self._kept is not None:
+            kept = self._kept[rows]
         elif self._layer is not None:
             kept = self._runner.keep(group.base[rows], self._layer, self._first)
         # Training looks at its loss, and says what to do.
@@ -209,16 +247,25 @@ class Prepared:
 
     def edits(self, parts: Sequence[FitPart], rows: Tensor) -> list[BatchEdit]:
         """The parts of a fit as edits of some pairs, each where its variable is exchanged."""
-        return [self._edit(part.site, part.variable, part.intervention, rows) for part in parts]
+        states = self.sources(rows) if any(p.intervention.needs_source for p in parts) else {}
+        return [
+            self._edit(part.site, part.variable, part.intervention, rows, states) for part in parts
+        ]
 
     def whole(self, rows: Tensor) -> list[BatchEdit]:
         """The whole of each site exchanged."""
-        return [self._edit(site, variable, Vanilla(), rows) for site, variable in self.states]
+        states = self.sources(rows)
+        return [self._edit(*at, Vanilla(), rows, states) for at in states]
 
     def _edit(
-        self, site: FitSite, variable: int, intervention: Intervention, rows: Tensor
+        self,
+        site: FitSite,
+        variable: int,
+        intervention: Intervention,
+        rows: Tensor,
+        states: States,
     ) -> BatchEdit:
         exchanged = self.group.exchanged[rows, variable]
-        source = self.states[site, variable][rows] if intervention.needs_source else None
+        source = states[site, variable] if intervention.needs_source else None
         some = None if bool(exchanged.all()) else exchanged
         return BatchEdit(self.spots[site][rows], intervention, source, some)

@@ -26,6 +26,7 @@ from interv.train.parts import (
     set_temperature,
 )
 
+_SAMPLE = 65536  # activations of a site, for principal components
 Edits = Callable[[Prepared, Tensor], Sequence[BatchEdit]]
 
 
@@ -219,12 +220,10 @@ def about_sites(runner: BatchRunner, fit: Fit, split: Split) -> dict[Any, About]
     """Width, heads and some activations of each site of a fit."""
     found = {}
     for site in fit.sites:
-        states = torch.cat(
-            [prepared.states[site, site.variables[0]].flatten(0, 1) for prepared in split.groups]
-        )
+        states = torch.cat([prepared.some_states(site, _SAMPLE) for prepared in split.groups])
         units = runner.anatomy.n_units(site.component)
         heads = len(site.heads) if site.heads is not None else units or 1
-        found[site] = About(states.shape[-1], heads, states[:65536].cpu().float())
+        found[site] = About(states.shape[-1], heads, states[:_SAMPLE].cpu().float())
     return found
 
 
