@@ -31,8 +31,8 @@ demo: $(RUN)  ## a causal trace of a real model, and where its figures are
 	@echo "The figures are in figures/ of that folder; start with trace_panel.png."
 
 test: check chromium  ## style, types, contracts, and all tests
-	@if command -v chromium >/dev/null; then $(BIN)/python -m pytest; \
-	else INTERV_WITHOUT_CHROMIUM=1 $(BIN)/python -m pytest -rs; fi
+	@if command -v chromium >/dev/null; then $(BIN)/python -m pytest -n auto; \
+	else INTERV_WITHOUT_CHROMIUM=1 $(BIN)/python -m pytest -n auto -rs; fi
 
 chromium:  ## the browser that pages are tested in: Debian's, which only root can install
 	@command -v chromium >/dev/null || test "$$(id -u)" != 0 || \

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -27,6 +29,9 @@ os.dup2(int(sys.argv[2]), 4)
 os.execv(sys.argv[3], sys.argv[3:])
 """
 _SECONDS = 60
+in_a_browser = pytest.mark.skipif(
+    "INTERV_WITHOUT_CHROMIUM" in os.environ, reason="INTERV_WITHOUT_CHROMIUM is set: " + HOW
+)
 
 
 class Browser:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from interv.report.html.folder import read_folder
 from interv.report.html.page import render
 from interv.report.html.prompts import groups_of
 from interv.report.html.view import table_view
-from tests.browser import HOW, Browser, browser
+from tests.browser import Browser, in_a_browser
 from tests.conftest import PROMPT, Result
 from tests.test_das import SPEC as DAS
 from tests.test_run_trace import known_fact
@@ -33,9 +32,6 @@ from tests.test_run_trace import known_fact
 HOSTILE = "</pre><script>alert(1)</script><img src=x onerror=alert(2)> is in the"
 FIGURES = {"formats": ["svg"], "dpi": 40}
 KINDS = ("trace", "patch", "train-das", "collect")
-in_a_browser = pytest.mark.skipif(
-    "INTERV_WITHOUT_CHROMIUM" in os.environ, reason="INTERV_WITHOUT_CHROMIUM is set: " + HOW
-)
 
 
 def specs(folder: Path) -> dict[str, dict[str, Any]]:
@@ -340,12 +336,6 @@ def test_the_page_needs_no_torch(runs: dict[str, Path], environment: dict[str, s
 
 
 # In a browser.
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with browser(tmp_path_factory.mktemp("profile")) as tab:
-        yield tab
 
 
 @in_a_browser

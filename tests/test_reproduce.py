@@ -16,6 +16,7 @@ from interv.report.claims import Verdict
 from interv.reproduce.junit import junit
 from interv.reproduce.outcome import Outcome
 from interv.reproduce.specs import find_specs
+from tests.browser import Browser, in_a_browser
 from tests.conftest import Result, SpecWriter
 
 Cli = Callable[..., Result]
@@ -198,3 +199,41 @@ def test_a_run_that_is_broken_off_goes_on(
     assert cli("reproduce", one, two, "-o", outputs).code == 0
     record = next(outputs.glob("one/*/run.json"))
     assert len(json.loads(record.read_text())["sessions"]) == 1
+
+
+@in_a_browser
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_in_a_browser(
+    write_spec: SpecWriter, cli: Cli, tmp_path: Path, chromium: Browser, width: int
+) -> None:
+    cells = [
+        {"component": "block_output", "layer": i, "pos": p, "value": 0.001 * i}
+        for i in range(3)
+        for p in range(6)
+    ]
+    figure = {"claim": "the <b>figure</b>", "source": "s", "cells": cells, "tolerance": 1}
+    path = write_spec(reference=[TRUE, FALSE, figure])
+    missing = write_spec("missing.yaml", reference=[TRUE], model={"path": "./nowhere"})
+    assert cli("reproduce", path, missing, "-o", tmp_path).code == 2
+    page = tmp_path / "reproduce.html"
+    chromium.open(page, width, touch=width < 500)
+    chromium.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+    assert chromium.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert [url for url in chromium.requests() if not url.startswith("data:")] == [page.as_uri()]
+    assert chromium.complaints() == []
+    titles = chromium.evaluate(
+        "[...document.querySelectorAll('figure.chart strong')].map((one) => one.textContent)"
+    )
+    assert titles == ["reference", "reproduced", "difference"]
+    # Reference and reproduced have one scale: the same words under their colour bars.
+    bars = chromium.evaluate(
+        "[...document.querySelectorAll('.legend svg')].map((one) => one.textContent.trim())"
+    )
+    assert bars[0] == bars[1] != bars[2]
+    told = chromium.evaluate(
+        "[...document.querySelectorAll('svg.heat')].map((one) => "
+        "[...one.querySelectorAll('rect title')].at(-1).textContent)"
+    )
+    assert "0.002" in told[0] and told[0] != told[1]
+    assert chromium.evaluate("document.querySelectorAll('.claims .missed').length") == 1
+    assert "the <b>figure</b>" in chromium.evaluate("document.body.textContent")

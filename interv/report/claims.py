@@ -253,7 +253,9 @@ def _cells(claim: Claim, table: _Table, wanted: Wanted, outside: bool) -> _Findi
         found = _number(claim, rows[0]) if rows else math.nan
         difference = found - cell.value
         holds = abs(difference) <= cell.tolerance
-        lines.append({**place.wanted, "reference": cell.value, "tolerance": cell.tolerance,
+        # What a position holds says more than its number.
+        token = {"token": rows[0]["token"]} if rows and rows[0].get("token") else {}
+        lines.append({**place.wanted, **token, "reference": cell.value, "tolerance": cell.tolerance,
                       "found": found, "difference": difference, "holds": holds})  # fmt: skip
     if not lines:
         return _ABSENT

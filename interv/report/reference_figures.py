@@ -1,4 +1,4 @@
-"""Published and reproduced cells side by side on one colour scale, and their difference."""
+"""A reference's cells and those reproduced, side by side on one colour scale, and their difference."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from interv.spec.schema import FiguresSection
 _APART = ("metric", "component", "severed", "receiver", "set", "window", "exchanged", "type")
 """Columns of which each value is a picture of its own."""
 _VALUES = ("reference", "tolerance", "found", "difference", "holds", "apart")
-_NAMES = ("published", "reproduced")
+_NAMES = ("reference", "reproduced")
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Panel:
 
     Attributes:
         title: what is the same for all of its cells and not for the claim's others.
-        published, found: `[row, column]`.
+        reference, found: `[row, column]`.
         tolerance: the largest of its cells'.
     """
 
@@ -37,14 +37,14 @@ class Panel:
     column_title: str
     rows: tuple[str, ...]
     columns: tuple[str, ...]
-    published: np.ndarray
+    reference: np.ndarray
     found: np.ndarray
     tolerance: float
 
     @property
     def scale(self) -> tuple[float, float, bool]:
         """Lowest and highest colour of both pictures, and whether 0 is in their middle."""
-        both = np.concatenate([self.published.ravel(), self.found.ravel()])
+        both = np.concatenate([self.reference.ravel(), self.found.ravel()])
         known = both[np.isfinite(both)]
         low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
         if low < 0 < high:
@@ -54,7 +54,7 @@ class Panel:
 
     @property
     def difference(self) -> np.ndarray:
-        apart: np.ndarray = self.found - self.published
+        apart: np.ndarray = self.found - self.reference
         return apart
 
     @property
@@ -88,10 +88,10 @@ def _panel(names: Sequence[str], cells: pd.DataFrame, across: str, down: Sequenc
 
     row_of, column_of = labels(down), labels([across])
     rows, columns = _in_order(row_of), _in_order(column_of)
-    published = np.full((len(rows), len(columns)), np.nan)
-    found = published.copy()
+    reference = np.full((len(rows), len(columns)), np.nan)
+    found = reference.copy()
     for r, c, one, other in zip(row_of, column_of, cells["reference"], cells["found"], strict=True):
-        published[rows.index(r), columns.index(c)] = one
+        reference[rows.index(r), columns.index(c)] = one
         found[rows.index(r), columns.index(c)] = other
     title = ", ".join(name.replace("_", " ") for name in names if name not in ("", "None"))
     return Panel(
@@ -100,7 +100,7 @@ def _panel(names: Sequence[str], cells: pd.DataFrame, across: str, down: Sequenc
         across,
         tuple(rows),
         tuple(columns),
-        published,
+        reference,
         found,
         float(cells["tolerance"].max()) if "tolerance" in cells else 0.0,
     )
@@ -157,7 +157,7 @@ def _draw(figure: Figure, axes: Sequence[Axes], panel: Panel, names: tuple[str, 
     low, high, centred = panel.scale
     far = panel.farthest
     pictures = (
-        (names[0], panel.published, "RdBu" if centred else "Purples", low, high),
+        (names[0], panel.reference, "RdBu" if centred else "Purples", low, high),
         (names[1], panel.found, "RdBu" if centred else "Purples", low, high),
         ("difference", panel.difference, "PuOr", -far, far),
     )

@@ -98,7 +98,7 @@ def _record(folder: Path) -> list[tuple[str, str]]:
 
 
 def _maps(verdict: Verdict) -> Iterator[list[HeatMap]]:
-    """Published, reproduced and their difference, for each picture of a claim."""
+    """Reference, reproduced and their difference, for each picture of a claim."""
     assert verdict.cells is not None
     for panel in panels_of(verdict.cells):
         yield _side_by_side(panel)
@@ -109,9 +109,9 @@ def _side_by_side(panel: Panel) -> list[HeatMap]:
     colours = "diverging" if centred else "purple"
     far = panel.farthest
     pictures = (
-        ("published", panel.published, low, high, colours, "the reference's values"),
+        ("reference", panel.reference, low, high, colours, "the reference's values"),
         ("reproduced", panel.found, low, high, colours, "the same scale"),
-        ("difference", panel.difference, -far, far, "difference", "reproduced less published"),
+        ("difference", panel.difference, -far, far, "difference", "reproduced less reference"),
     )
     return [
         HeatMap(
@@ -125,6 +125,7 @@ def _side_by_side(panel: Panel) -> list[HeatMap]:
             top,
             scale,
             bar,
+            compact=True,
         )
         for name, values, bottom, top, scale, bar in pictures
     ]

@@ -51,6 +51,7 @@ class HeatMap:
         bar: what the colours measure.
         hovers: what each square tells, `[row][column]`; empty: its labels and its value.
         note: a line under the title.
+        compact: narrow squares, so that several maps stand side by side.
     """
 
     title: str
@@ -65,6 +66,7 @@ class HeatMap:
     bar: str
     hovers: Sequence[Sequence[str]] = ()
     note: str = ""
+    compact: bool = False
 
     def __post_init__(self) -> None:
         if self.values.shape != (len(self.rows), len(self.columns)):
@@ -81,6 +83,8 @@ class HeatMap:
     def wide(self) -> int:
         """Of a square, in pixels."""
         count = len(self.columns)
+        if self.compact:
+            return 26 if count <= 8 else 18 if count <= 16 else 9
         return 44 if count <= 8 else 26 if count <= 16 else 16 if count <= 64 else 10
 
     @property
