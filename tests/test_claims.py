@@ -6,10 +6,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+import interv
 from interv.errors import IntervError
 from interv.report.claims import check_claims
 from interv.spec.claims import Claim
 from tests.conftest import Result, SpecWriter
+from tests.test_das import SPEC as DAS
 
 SUMMARY = pd.DataFrame(
     {
@@ -158,6 +160,16 @@ def test_an_order_of_a_place_that_is_not_there_is_a_miss() -> None:
     assert judge(HEADS, True, order=[place(3, 3)]).word == "outside"
 
 
+@pytest.mark.parametrize("at", range(5))
+def test_an_order_among_places_without_a_number_is_not_known(at: int) -> None:
+    values = HEADS["value"].tolist()
+    values[at] = float("nan")
+    found = judge(HEADS.assign(value=values), order=[place(10, 7), place(0, 0)], magnitude=True,
+                  tolerance=9)  # fmt: skip
+    assert found.fails_run
+    assert found.as_dict()["found"] is None  # JSON has no such number
+
+
 INTERVALS = pd.DataFrame(
     {
         "layer": [0, 1, 2, 3],
@@ -187,6 +199,24 @@ def test_one_place_above_another(
     outcome = judge(INTERVALS, where={"layer": here}, exceeds={"layer": there}, **more)
     assert outcome.holds is holds
     assert outcome.found == pytest.approx(found)
+
+
+def test_intervals_of_a_value_stay_where_they_are() -> None:
+    """As in results.csv of `train-das`, which has no mean."""
+    table = INTERVALS.drop(columns="mean").assign(ci_low=INTERVALS["value"] - 0.1)
+    table["ci_high"] = table["value"] + 0.1
+    outcome = judge(table, where={"layer": 0}, exceeds={"layer": 1})
+    assert outcome.holds and outcome.found == pytest.approx(0.8 - 0.6)
+
+
+def test_what_a_table_does_not_have_is_said() -> None:
+    assert judge(INTERVALS.rename(columns={"mean": "effect"}), where={"layer": 0}, of="effect",
+                 value=0.8, tolerance=0).holds  # fmt: skip
+    with pytest.raises(IntervError, match=r"of: clean, but .* has only layer, value"):
+        judge(INTERVALS, where={"layer": 0}, of="clean", value=0, tolerance=1)
+    nowhere = INTERVALS.assign(layer="")
+    with pytest.raises(IntervError, match="in no layer"):
+        judge(nowhere, reduce="layer_of_max", between=[0, 9])
 
 
 def test_without_an_interval_nothing_is_above_by_it() -> None:
@@ -237,6 +267,13 @@ def test_a_cell_that_is_no_number_does_not_hold() -> None:
         ({"cells": [place(9, 9)], "tolerance": 1}, "the cell {'layer': 9, 'head': 9}"),
         ({"cells": [{**place(9, 9), "value": 1}]}, "a `value`, and a tolerance|the cell"),
         ({"where": {"layer": "deep"}, "between": [0, 1]}, "where.layer"),
+        ({"between": [float("nan"), 1]}, "holds nothing"),
+        ({"value": float("nan"), "tolerance": 1}, "value: nan"),
+        ({"value": 1, "tolerance": float("inf")}, "tolerance: inf"),
+        ({"cells": [{**place(9, 9), "value": float("nan")}], "tolerance": 1}, "the cell"),
+        ({"cells": [{**place(9, 9), "value": 1, "tolerance": -1}]}, "the cell"),
+        ({"where": {"layer": 1}, "exceeds": {"layer": 1}}, "the place of `where`"),
+        ({"where": {"layer": 1}, "exceeds": {"layer": 2}, "of": "clean"}, "has no interval"),
     ],
 )
 def test_claims_that_are_none(fields: dict[str, object], message: str) -> None:
@@ -258,6 +295,11 @@ CSV = "component,layer,pos,value\n"
         ("component,layr,value\nblock_output,0,1\n", "did you mean 'layer'", 2),
         ("component,layer,value\nblock_output,0,1\n", "is about 6 places", 2),
         (CSV + "block_output,0\n", "number of cells", 2),
+        (CSV + "\n\nblock_output,9,0,1\n", "its layer: 0, 1, 2", 4),
+        (CSV + "block_output,0,-1,1\n", "its pos: 0, 1, 2, 3, 4, 5", 2),
+        (CSV + "block_output,0,0,1\nblock_output,0,0,2\n", "a place is there twice", 3),
+        ("component,layer,pos,value,tolerance\nblock_output,0,0,1,-1\n", "no tolerance", 2),
+        ("Component,Layer,Value\nblock_output,0,1\n", "this has 'Component', 'Layer'", 2),
     ],
 )
 def test_files_of_cells_are_checked_before_anything_runs(
@@ -277,6 +319,54 @@ def test_files_of_cells_are_checked_before_anything_runs(
     assert message in result.err
     if line is not None:
         assert f"{file}:{line}:1: " in result.err
+
+
+@pytest.mark.parametrize(
+    ("claim", "message"),
+    [
+        ({"table": "scores", "value": 1, "tolerance": 1}, "no scores with values"),
+        ({"table": "curve", "value": 1, "tolerance": 1}, "expected summary, results"),
+        (
+            {"where": {"component": "block_output"}, "order": [{"layer": 1, "pos": 1}] * 2},
+            "a place is there twice",
+        ),
+        (
+            {"where": {"component": "block_output", "layer": 1, "pos": 1},
+             "exceeds": {"layer": "1-1"}, "by": 1},
+            "a place is there twice",
+        ),
+    ],
+)  # fmt: skip
+def test_what_a_run_cannot_have_is_found_before_it(
+    write_spec: SpecWriter, cli: Callable[..., Result], claim: dict[str, object], message: str
+) -> None:
+    path = write_spec(reference=[{"claim": "c", "source": "s", **claim}])
+    result = cli("validate", path)
+    assert result.code == 2
+    assert message in result.err and f"{path}:" in result.err
+
+
+@pytest.mark.parametrize(
+    ("table", "right"), [("summary", False), ("nodes", False), ("curve", True), ("scores", True)]
+)
+def test_tables_of_a_circuit_alone(gpt2_folder: Path, table: str, right: bool) -> None:
+    pair = {"clean": "The Space Needle is in", "corrupted": "The Old Needle is in",
+            "answer": "Seattle", "wrong": "Mostar"}  # fmt: skip
+    claim = {"claim": "c", "source": "s", "table": table, "reduce": "max", "between": [0, 1]}
+    spec = {"kind": "patch", "name": "c", "model": {"path": str(gpt2_folder)},
+            "data": {"pairs": [pair]}, "circuit": {}, "reference": [claim]}  # fmt: skip
+    if right:
+        interv.load(spec)
+    else:
+        with pytest.raises(IntervError, match=f"no {table} with values"):
+            interv.load(spec)
+
+
+def test_accuracies_are_not_of_a_clean_run() -> None:
+    claim = {"claim": "c", "source": "s", "of": "clean", "reduce": "max", "between": [0, 1]}
+    for more, message in (({}, "of: clean, which"), ({"table": "curve"}, "no curve with values")):
+        with pytest.raises(IntervError, match=message):
+            interv.load({**DAS, "reference": [{**claim, **more}]})
 
 
 def test_many_wrong_cells_are_told_in_a_few_lines(

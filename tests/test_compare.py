@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,6 +58,44 @@ def test_what_differs_is_told(runs: tuple[Path, Path], cli: Cli, tmp_path: Path)
     table = pd.read_csv(io.StringIO(result.out))
     assert len(table) == len(other)
     assert cli("compare", *runs, "--figure", tmp_path / "both.jpg").code == 2
+
+
+def test_a_value_that_only_one_run_has_is_a_difference(
+    runs: tuple[Path, Path], cli: Cli, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(runs[0], copy)
+    table = pd.read_csv(copy / "summary.csv")
+    table.loc[0, "value"] = float("nan")
+    table.to_csv(copy / "summary.csv", index=False)
+    result = cli("compare", runs[0], copy, "--tolerance", 1, "--json")
+    assert result.code == 1
+    assert "1 place with a value in one of the runs only" in result.err
+    table["value"] = float("nan")
+    table.to_csv(copy / "summary.csv", index=False)
+    told = cli("compare", runs[0], copy, "--json").out
+    assert "NaN" not in told and json.loads(told)["only_one_has_a_value"] == len(table)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("summary.csv", b"", "is damaged: No columns"),
+        ("summary.csv", b"\xff\xfe", "is damaged: 'utf-8'"),
+        ("summary.csv", b"metric,mean\nprobability,much\n", "is damaged: Unable to parse"),
+        ("summary.csv", b"component\nx\n", "it has no column 'metric'"),
+        ("run.json", b"{", "is damaged"),
+        ("run.json", b"[]", "is damaged"),
+        ("resolved.yaml", b"- 1\n", "is damaged"),
+    ],
+)
+def test_a_damaged_file_is_named(
+    runs: tuple[Path, Path], cli: Cli, name: str, content: bytes, message: str
+) -> None:
+    (runs[1] / name).write_bytes(content)
+    result = cli("compare", *runs)
+    assert (result.code, result.out) == (1, "")
+    assert f"{runs[1] / name}: " in result.err and message in result.err
 
 
 def test_what_is_no_run_is_said(runs: tuple[Path, Path], cli: Cli) -> None:

@@ -323,6 +323,39 @@ def test_a_run_that_has_not_finished_says_how_to_go_on(
         read_folder(folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("resolved.yaml", b"a: [", "is damaged"),
+        ("run.json", b"[]", "no 'kind'"),
+        ("run.json", b'{"kind": "trace"}', "no 'identity'"),
+        ("summary.csv", b"", "no column 'component'"),
+        ("summary.csv", b"component,layer,metric,mean,n\na,1,p,much,1\n", "row 1: could not"),
+        ("summary.csv", None, "is not there"),
+        ("prompts.csv", b"", "no column 'prompt_id'"),
+        ("reference.csv", b"a\n1\n", "no column 'claim'"),
+        ("figures/strange.svg", b"<svg></svg>", "is no SVG of matplotlib's"),
+    ],
+)
+def test_a_damaged_file_is_named(
+    runs: dict[str, Path],
+    cli: Callable[..., Result],
+    tmp_path: Path,
+    name: str,
+    content: bytes | None,
+    message: str,
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(runs["trace"], copy)
+    if content is None:
+        (copy / name).unlink()
+    else:
+        (copy / name).write_bytes(content)
+    result = cli("report", copy)
+    assert result.code == 1
+    assert f"{copy / name}" in result.err and message in result.err
+
+
 def test_the_page_needs_no_torch(runs: dict[str, Path], environment: dict[str, str]) -> None:
     code = (
         "import sys; from interv.cli import app; app(sys.argv[1:], standalone_mode=False); "

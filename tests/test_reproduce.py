@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from interv.reproduce.outcome import Outcome
 from interv.reproduce.specs import find_specs
 from tests.browser import Browser, in_a_browser
 from tests.conftest import Result, SpecWriter
+from tests.test_plugins import GOOD
 
 Cli = Callable[..., Result]
 TRUE = {"claim": "it is a share", "source": "nobody", "between": [0, 1], "reduce": "max"}
@@ -98,7 +100,7 @@ def test_a_wrong_spec_exits_with_2_and_the_others_run(
     assert [o["status"] for o in outcomes] == ["failed"] * 4 + ["reproduced"]
     assert "seed" in outcomes[0]["reason"] and "wrong.yaml:" in outcomes[0]["reason"]
     assert "has no `reference`" in outcomes[1]["reason"]
-    assert "has no scores" in outcomes[2]["reason"]
+    assert "will have no scores" in outcomes[2]["reason"]
     assert "no such file" in outcomes[3]["reason"]
 
 
@@ -157,6 +159,131 @@ def test_update_writes_what_was_found_and_keeps_the_rest(
     assert document["reference"][3] == TRUE
 
 
+def place(**more: Any) -> dict[str, Any]:
+    where = {"component": "block_output", "layer": 2, "pos": 5}
+    return {"claim": "c", "source": "s", "where": where, "tolerance": 0.1, **more}
+
+
+def test_updates_have_the_digits_that_the_tolerance_asks_for(
+    write_spec: SpecWriter, cli: Cli, tmp_path: Path
+) -> None:
+    path = write_spec(reference=[place(value=1), place(value=2, tolerance=1e-15)])
+    update = ("reproduce", path, "-o", tmp_path / "o", "--update", "--yes")
+    assert cli(*update).code == 1
+    again = cli(*update)
+    assert again.code == 0 and "its numbers are what was found" in again.err
+    first, second = (claim["value"] for claim in yaml.safe_load(path.read_text())["reference"])
+    assert first == float(f"{second:.6g}") and len(str(second)) > len(str(first))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b"\xef\xbb\xbfvalue,layer,pos\r\n9,1,1\r\n", b"\xef\xbb\xbfvalue,layer,pos\r\n#,1,1\r\n"),
+        (b"layer,pos,value\n\n1,1,9\n\n", b"layer,pos,value\n\n1,1,#\n\n"),
+        (b'"layer",token,"value"\n"1"," Space","9"', b'"layer",token,"value"\n"1"," Space","#"'),
+    ],
+)
+def test_an_update_changes_numbers_of_a_csv_and_no_other_byte(
+    write_spec: SpecWriter, cli: Cli, tmp_path: Path, before: bytes, after: bytes
+) -> None:
+    table = tmp_path / "cells.csv"
+    table.write_bytes(before)
+    where = {"component": "block_output"}
+    path = write_spec(reference=[place(where=where, cells="cells.csv", tolerance=0.01)])
+    result = cli("reproduce", path, "-o", tmp_path / "o", "--update", "--yes")
+    assert result.code == 1, result.err
+    head, tail = after.split(b"#")
+    written = table.read_bytes()
+    assert written.startswith(head) and written.endswith(tail)
+    assert float(written[len(head) : len(written) - len(tail)]) != 9
+    assert cli("reproduce", path, "-o", tmp_path / "o").code == 0
+
+
+def test_an_update_keeps_the_ends_of_lines_of_a_spec(
+    write_spec: SpecWriter, cli: Cli, tmp_path: Path
+) -> None:
+    path = write_spec(reference=[place(value=1)])
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    cli("reproduce", path, "-o", tmp_path / "o", "--update", "--yes")
+    text = path.read_bytes()
+    assert text.count(b"\r\n") == text.count(b"\n") and b"value: 1\r" not in text
+
+
+@pytest.mark.parametrize(("written", "word"), [("&v 7", "&v"), ("0x7", "0x7")])
+def test_an_update_of_what_is_no_plain_number_is_refused(
+    write_spec: SpecWriter, cli: Cli, tmp_path: Path, written: str, word: str
+) -> None:
+    path = write_spec(reference=[place(value=3), place(value=7)])
+    path.write_text(path.read_text().replace("value: 7", f"value: {written}"))
+    before = path.read_text()
+    result = cli("reproduce", path, "-o", tmp_path / "o", "--update", "--yes")
+    assert result.code == 2 and f"'{word}' is not a plain number" in result.err
+    assert path.read_text() == before
+
+
+def test_an_update_knows_the_plugin_of_the_run(
+    write_spec: SpecWriter, cli: Cli, tmp_path: Path
+) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text(GOOD)
+    pair = {"clean": "The Space Needle is in", "corrupted": "The Old Needle is in",
+            "answer": "Seattle", "wrong": "Mostar"}  # fmt: skip
+    where = {"component": "block_output", "layer": 1, "pos": 1}
+    path = write_spec(
+        kind="patch", data={"pairs": [pair]}, corrupt=None, intervention="denoise",
+        metric=["margin"], grid=[{"component": "block_output"}],
+        reference=[place(where=where, value=99)],
+    )  # fmt: skip
+    more = ("-o", tmp_path / "o", "--plugin", mine)
+    result = cli("reproduce", path, *more, "--update", "--yes")
+    assert result.code == 1 and "99 → " in result.err, result.err
+    assert cli("reproduce", path, *more).code == 0
+
+
+def test_a_number_of_two_claims_is_not_written_for_one(
+    write_spec: SpecWriter, cli: Cli, tmp_path: Path
+) -> None:
+    (tmp_path / "cells.csv").write_text("pos,value\n1,9\n")
+    wheres = [{"component": "block_output", "layer": layer} for layer in (0, 1)]
+    claims = [place(where=where, cells="cells.csv", tolerance=1e-9) for where in wheres]
+    path = write_spec(reference=claims)
+    result = cli("reproduce", path, "-o", tmp_path / "o", "--update", "--yes")
+    assert result.code == 2 and "stands for several claims" in result.err
+    assert (tmp_path / "cells.csv").read_text() == "pos,value\n1,9\n"
+
+
+def test_an_update_of_a_read_only_file_is_refused(
+    write_spec: SpecWriter, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_spec(reference=[place(value=3)])
+    monkeypatch.setattr("interv.reproduce.update.os.access", lambda _, mode: mode != os.W_OK)
+    result = cli("reproduce", path, "-o", tmp_path / "o", "--update", "--yes")
+    assert result.code == 2 and f"{path}: is read-only" in result.err
+    assert "value: 3" in path.read_text()
+
+
+def test_where_to_write_is_checked_before_anything_runs(
+    write_spec: SpecWriter, cli: Cli, tmp_path: Path
+) -> None:
+    path, file = write_spec(reference=[TRUE]), tmp_path / "file"
+    file.touch()
+    for more, code, message in (
+        (("--html", tmp_path), 2, "is a folder; name a file in it"),
+        (("--junit", tmp_path), 2, "is a folder; name a file in it"),
+        (("--html", tmp_path / "a", "--junit", tmp_path / "a"), 2, "are both"),
+        (("--junit", file / "a.xml"), 1, "cannot be written"),
+    ):
+        result = cli("reproduce", path, "-o", tmp_path / "o", *more)
+        assert result.code == code and message in result.err, result.err
+    assert not list(tmp_path.glob("o/*/*"))
+
+
+def test_a_spec_of_this_folder_is_named_with_the_folder() -> None:
+    outcome = Outcome(Path("a.yaml"), "trace", "a", "m", "failed", exit_code=1)
+    assert outcome.label == f"{Path.cwd().name}/a"
+
+
 def test_a_no_changes_nothing(
     write_spec: SpecWriter, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,7 +321,8 @@ def test_a_run_that_is_broken_off_goes_on(
         return real(plan, *arguments, **more)
 
     monkeypatch.setattr("interv.runner.sweep.run_sweep", interrupted)
-    assert cli("reproduce", one, two, "-o", outputs).code == 130
+    stopped = cli("reproduce", one, two, "-o", outputs)
+    assert stopped.code == 130 and stopped.err.endswith("interv: interrupted\n")
     assert not (outputs / "reproduce.html").exists()
     assert cli("reproduce", one, two, "-o", outputs).code == 0
     record = next(outputs.glob("one/*/run.json"))

@@ -60,6 +60,9 @@ app.command(epilog=validate.EPILOG)(validate.validate)
 app.command(epilog=schema.EPILOG)(schema.schema)
 
 
+_INTERRUPTED = 130
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"interv {__version__}")
@@ -89,8 +92,7 @@ def main() -> NoReturn:
     except typer.Exit as done:
         sys.exit(done.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        typer.echo("interv: interrupted", err=True)
-        sys.exit(130)
+        code = _INTERRUPTED
     except BrokenPipeError:
         # The reader of stdout is gone (`interv schema | head`); nothing is left to say.
         sys.stdout = None
@@ -100,6 +102,8 @@ def main() -> NoReturn:
             error.show()
             sys.exit(error.exit_code)
         raise
+    if code == _INTERRUPTED:  # so typer too says it, in place of an error
+        typer.echo("interv: interrupted", err=True)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from interv.cli.console import Console
+from interv.cli.console import Console, count
 from interv.cli.options import Json, Quiet
 
 if TYPE_CHECKING:
@@ -38,9 +38,12 @@ def compare(
 
     stdout gets the places of both as CSV, or with --json what differs in numbers.
     """
+    from interv.errors import UsageError
     from interv.report.compare import compare as compared
     from interv.report.tables import to_csv
 
+    if figure is not None and figure.suffix != ".png":
+        raise UsageError(f"--figure {figure}: expected a name that ends in .png")
     found = compared(first, second)
     told = found.as_dict()
     typer.echo(json.dumps(told, indent=1) if as_json else to_csv(found.cells).rstrip("\n"))
@@ -48,7 +51,10 @@ def compare(
     if figure is not None:
         _draw(figure, first, second, found)
     if tolerance is not None and not (
-        found.farthest <= tolerance and len(found.cells) and found.only == (0, 0)
+        found.farthest <= tolerance
+        and len(found.cells)
+        and found.only == (0, 0)
+        and not found.unknown
     ):
         raise typer.Exit(1)
 
@@ -68,6 +74,8 @@ def _tell(console: Console, found: Comparison) -> None:
         f"{told['intervals_apart']:,} of {told['intervals_compared']:,} pairs of intervals do not "
         "touch"
     )
+    if found.unknown:
+        console.say(f"{count(found.unknown, 'place')} with a value in one of the runs only")
     order = found.cells["difference"].abs().sort_values(ascending=False).index
     places = list(found.cells)[: list(found.cells).index("reference")]
     for row in found.cells.loc[order[:_MOST]].to_dict("records"):
@@ -81,8 +89,6 @@ def _draw(path: Path, first: Path, second: Path, found: Comparison) -> None:
     from interv.report.reference_figures import side_by_side
     from interv.runner.folder import write_atomically
 
-    if path.suffix != ".png":
-        raise UsageError(f"--figure {path}: expected a name that ends in .png")
     if found.cells.empty:
         raise UsageError("--figure: the runs have no place in common")
     title = f"{first} and {second}: at most {found.farthest:.3g} apart"

@@ -74,17 +74,25 @@ def reproduce(
         raise UsageError("--update asks before it writes; say --yes where nobody can answer")
     if every and not ALL.is_dir():
         raise UsageError(f"--all: there is no folder {ALL}/ here; name specs or folders")
+    page = html or outputs / PAGE
+    if junit is not None and junit.resolve() == page.resolve():
+        raise UsageError(f"--junit and the page are both {page}")
+    for path in (page, *([junit] if junit else ())):
+        if path.is_dir():
+            raise UsageError(f"{path}: is a folder; name a file in it")
     paths = find_specs([ALL] if every else specs or [])
+    # Now, and not after an hour of runs.
+    _make_folders(page, junit)
     console = Console(quiet)
     outcomes = _run(paths, outputs, console, download=download, fresh=fresh, plugin=plugin)
     _tell(console, outcomes)
-    _write(outcomes, html or outputs / PAGE, junit)
+    _write(outcomes, page, junit)
     if as_json:
         typer.echo(json.dumps([outcome.as_dict() for outcome in outcomes], indent=1))
     else:
-        typer.echo(str(html or outputs / PAGE))
+        typer.echo(str(page))
     if update:
-        _update(console, outcomes, yes=yes)
+        _update(console, outcomes, plugin=plugin, yes=yes)
     raise typer.Exit(exit_code(outcomes))
 
 
@@ -127,11 +135,10 @@ def _tell(console: Console, outcomes: list[Outcome]) -> None:
     """Every claim in one table, and a last line that says how it stands."""
     table = Table(title="claims", title_justify="left", box=SIMPLE_HEAD)
     for name in ("spec", "claim", "found", "wanted", "verdict"):
-        table.add_column(name, overflow="fold")
+        table.add_column(name, overflow="fold", no_wrap=name in ("spec", "verdict"))
     for outcome in outcomes:
         for verdict in outcome.verdicts:
-            name = f"{outcome.spec.parent.name}/{outcome.spec.stem}"
-            texts = (name, verdict.claim, verdict.told, verdict.wanted)
+            texts = (outcome.label, verdict.claim, verdict.told, verdict.wanted)
             safe = [text.replace("[", r"\[") for text in texts]
             table.add_row(*safe, VERDICTS[verdict.word])
     if table.row_count:
@@ -141,27 +148,32 @@ def _tell(console: Console, outcomes: list[Outcome]) -> None:
     console.say(f"{count(len(outcomes), 'spec')}: {', '.join(told)}")
 
 
-def _write(outcomes: list[Outcome], page: Path, junit: Path | None) -> None:
+def _make_folders(page: Path, junit: Path | None) -> None:
     from interv.models.cache import writing
-    from interv.reproduce.junit import junit as as_junit
-    from interv.reproduce.page import page_of
-    from interv.runner.folder import write_atomically
 
     for path in (page, *([junit] if junit else ())):
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _write(outcomes: list[Outcome], page: Path, junit: Path | None) -> None:
+    from interv.reproduce.junit import junit as as_junit
+    from interv.reproduce.page import page_of
+    from interv.runner.folder import write_atomically
+
+    _make_folders(page, junit)
     write_atomically(page, page_of(outcomes, page.parent))
     if junit is not None:
         write_atomically(junit, as_junit(outcomes))
 
 
-def _update(console: Console, outcomes: list[Outcome], *, yes: bool) -> None:
+def _update(console: Console, outcomes: list[Outcome], *, plugin: Path | None, yes: bool) -> None:
     from interv.reproduce.update import changes, write_changes
 
     for outcome in outcomes:
         if not outcome.verdicts:
             continue
-        found = changes(outcome.spec, outcome.verdicts)
+        found = changes(outcome.spec, outcome.verdicts, plugin)
         if not found:
             console.say(f"{outcome.spec}: its numbers are what was found")
             continue

@@ -11,7 +11,7 @@ from typing import Any
 from interv.errors import Mark, Problem, SpecError, nearest
 from interv.plan.cells import Plan
 from interv.spec import LoadedSpec
-from interv.spec.claims import Claim
+from interv.spec.claims import Claim, is_number
 from interv.spec.load import COMMAND_LINE
 from interv.task.files import read_records
 
@@ -115,10 +115,13 @@ def read_cells(claim: Claim) -> list[ReferenceCell]:
     for row, mark in rows:
         value, tolerance = row.get("value"), row.get("tolerance")
         tolerance = claim.tolerance if tolerance is None else tolerance
-        if not (isinstance(value, int | float) and isinstance(tolerance, int | float)):
+        if not (is_number(value) and is_number(tolerance, 0)):
             what = "no `value` that is a number, or no tolerance here or in the claim"
-            problems.append(Problem(what, mark, "columns of the table, value, tolerance"))
+            columns = ", ".join(repr(name) for name in row)
+            expected = f"columns of the table, value, tolerance; this has {columns}"
+            problems.append(Problem(what, mark, expected))
             continue
+        assert value is not None and tolerance is not None
         place = {name: wanted for name, wanted in row.items() if name not in _NOT_PLACES}
         found.append(ReferenceCell(place, float(value), float(tolerance), mark))
     if problems:
@@ -136,7 +139,7 @@ def _plain(name: str, text: Any) -> Any:
             return number if number is None or isfinite(number) else text
         except ValueError:
             return text
-    if text.removeprefix("-").isdecimal():
+    if text.isascii() and text.removeprefix("-").isdecimal():
         return int(text)
     return text or None
 
@@ -197,10 +200,71 @@ def check_claims(plan: Plan) -> Iterator[Problem]:
         except SpecError as error:
             yield from error.problems
             continue
-        if claim.table == "summary" and columns:
+        if why := _no_table(plan, claim):
+            at = ("reference", i, "table")
+            yield plan.loaded.problem(at, f"claim '{claim.claim}': {why[0]}", why[1])
+        elif twice := _twice(places, rows if claim.table == "summary" else None):
+            message = f"claim '{claim.claim}': a place is there twice"
+            here = plan.loaded.problem(("reference", i, *twice.at), message, "each place once")
+            yield Problem(message, twice.mark, here.expected) if twice.mark else here
+        elif claim.table == "summary" and columns:
             yield from _misplaced(plan.loaded, i, claim, places, rows)
 
 
+def _tables(plan: Plan) -> str:
+    """The tables that claims may be about, and that a run of the plan will have."""
+    asked = {
+        name: bool(getattr(plan.spec, name, None))
+        for name in ("attribution", "circuit", "decompose", "grid", "paths")
+    }
+    places = asked["grid"] or asked["paths"]
+    has = {
+        "summary": places,
+        "results": places,
+        "decomposition": asked["decompose"],
+        "scores": asked["attribution"]
+        or asked["circuit"]
+        or (asked["decompose"] and asked["paths"]),
+        "curve": asked["circuit"],  # that of `train-das`, and nodes, have neither value nor mean
+    }
+    return ", ".join(name for name, there in has.items() if there)
+
+
+def _no_table(plan: Plan, claim: Claim) -> tuple[str, str] | None:
+    """Why a run of the plan will have nothing that the claim is about, and what it will have."""
+    if claim.table not in _tables(plan).split(", "):
+        return f"this run will have no {claim.table} with values", _tables(plan)
+    if plan.spec.kind == "train-das" and claim.of in ("clean", "corrupted"):
+        return f"of: {claim.of}, which accuracies do not have", "value"
+    return None
+
+
+def _twice(places: Sequence[ClaimedPlace], rows: Rows | None) -> ClaimedPlace | None:
+    """A place that a claim names again: it would count twice, or be larger than itself."""
+    seen: set[object] = set()
+    for place in places:
+        which: object = frozenset(place.wanted.items())
+        if rows is not None and rows.rows and not (place.wanted.keys() - rows.rows[0].keys()):
+            found = rows.find(place.wanted)
+            which = tuple(found) if found else which
+        if which in seen:
+            return place
+        seen.add(which)
+    return None
+
+
+def _there(place: ClaimedPlace, rows: Rows) -> str:
+    """What the grid has in the first column that has nothing of what a place wants."""
+    for column, wanted in place.wanted.items():
+        if not rows.find({column: wanted}):
+            there = list(dict.fromkeys(str(row[column]) for row in rows.rows))
+            named = ", ".join(one or "(nothing)" for one in there[:_MOST_NAMED])
+            more = f" and {len(there) - _MOST_NAMED} more" if len(there) > _MOST_NAMED else ""
+            return f"; its {column}: {named}{more}"
+    return ""
+
+
+_MOST_NAMED = 12  # of a column's values
 _MOST_PROBLEMS = 3  # of one claim
 
 
@@ -226,7 +290,8 @@ def _misplaced(
         n = len(rows.find(place.wanted))
         if n == 0 and not replaced:
             told = ", ".join(f"{k}={v}" for k, v in place.wanted.items() if v is not None)
-            tell(place, f" is about no place of the grid ({told})", "a place that the grid has")
+            expected = f"a place that the grid has{_there(place, rows)}"
+            tell(place, f" is about no place of the grid ({told})", expected)
         elif n > 1 and place.single:
             more = "one" if claim.form in ("cells", "order") else "one, or a `reduce`"
             tell(place, f" is about {n} places", more)

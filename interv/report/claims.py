@@ -54,7 +54,7 @@ class Verdict:
         return {
             "claim": self.claim,
             "table": self.table,
-            "found": self.found,
+            "found": self.found if self.found is not None and math.isfinite(self.found) else None,
             "told": self.told,
             "wanted": self.wanted,
             "verdict": self.word,
@@ -161,7 +161,13 @@ class _Table:
 
 def _number(claim: Claim, row: Mapping[str, Any]) -> float:
     """What a claim is about in a row; tables without values have means."""
-    column = "mean" if claim.of == "effect" or claim.of not in row else claim.of
+    columns = {"value": ("value", "mean"), "effect": ("mean", "effect")}.get(claim.of, (claim.of,))
+    column = next((name for name in columns if name in row), None)
+    if column is None:
+        raise IntervError(
+            f"reference '{claim.claim}': of: {claim.of}, but {claim.table}.csv has only "
+            f"{', '.join(row)}"
+        )
     value = row[column]
     return math.nan if value == "" else float(value)
 
@@ -185,6 +191,8 @@ def _one_number(claim: Claim, table: _Table, wanted: Wanted, _outside: bool) -> 
         return _ABSENT
     found, row = _reduced(claim, rows)
     if claim.reduce == "layer_of_max" and not math.isnan(found):
+        if not isinstance(row.get("layer"), int):
+            raise IntervError(f"reference '{claim.claim}': its largest value is in no layer")
         found = float(row["layer"])
     low, high = claim.bounds
     return _Finding(math.isfinite(found) and low <= found <= high, found, f"{found:.4g}")
@@ -205,7 +213,7 @@ def _exceeds(claim: Claim, table: _Table, wanted: Wanted, _outside: bool) -> _Fi
             f"reference '{claim.claim}': {table.name}.csv has no interval there (fewer than five "
             "values?); say `by` how much it exceeds"
         )
-    if claim.of in ("clean", "corrupted") or (claim.of == "value" and "value" in high_row):
+    if claim.of == "value" and {"value", "mean"} <= high_row.keys():
         # Intervals are of the mean effect: as wide around the value itself.
         ends = (
             float(ends[0]) + upper - float(high_row["mean"]),
@@ -232,7 +240,10 @@ def _ordered(claim: Claim, table: _Table, wanted: Wanted, _outside: bool) -> _Fi
     rest = [row for row in table.others(wanted) if not any(row is one for one in mine)]
     after = [*sizes[1:], max((size(row) for row in rest), default=-math.inf)]
     slack = claim.tolerance or 0.0
-    worst = min(one - other for one, other in zip(sizes, after, strict=True))
+    apart = [one - other for one, other in zip(sizes, after, strict=True)]
+    # A place without a number is not known to be larger or smaller than another.
+    unknown = any(math.isnan(size(row)) for row in [*mine, *rest])
+    worst = math.nan if unknown else min(apart)
     keys = list(dict.fromkeys(column for place in claim.order or () for column in place))
     largest = sorted([*mine, *rest], key=size, reverse=True)[: len(mine)]
     told = ", ".join(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from interv.errors import UsageError, nearest
+from interv.errors import StorageError, UsageError, nearest
 from interv.report.write import RECORD
 from interv.spec.yaml import read_file
 
@@ -44,7 +44,13 @@ class Comparison:
     @property
     def farthest(self) -> float:
         """The largest difference; 0 where the runs share no place."""
-        return float(self.cells["difference"].abs().max()) if len(self.cells) else 0.0
+        known = self.cells["difference"].abs().dropna()
+        return float(known.max()) if len(known) else 0.0
+
+    @property
+    def unknown(self) -> int:
+        """How many places have a value in one of the runs only."""
+        return int((self.cells["reference"].isna() != self.cells["found"].isna()).sum())
 
     def as_dict(self) -> dict[str, Any]:
         """Everything but the single cells."""
@@ -55,6 +61,7 @@ class Comparison:
             "places": len(self.cells),
             "only_in_first": self.only[0],
             "only_in_second": self.only[1],
+            "only_one_has_a_value": self.unknown,
             "largest_difference": self.farthest,
             "intervals_apart": int(apart.sum()),
             "intervals_compared": len(apart),
@@ -66,6 +73,7 @@ def compare(first: Path, second: Path) -> Comparison:
 
     Raises:
         UsageError: one is no finished run, or they are of different kinds.
+        StorageError: a file of one is damaged.
     """
     runs = [_read(folder) for folder in (first, second)]
     kinds = [record["kind"] for _, record, _ in runs]
@@ -91,11 +99,28 @@ def _read(folder: Path) -> tuple[Mapping[str, Any], dict[str, Any], pd.DataFrame
             f"{folder}: is no finished run of a sweep ({missing[0]} is not there){hint}"
         )
     data = read_file(folder / "resolved.yaml").data
-    assert isinstance(data, dict)
+    if not isinstance(data, dict):
+        raise StorageError(f"{folder / 'resolved.yaml'}: is damaged: it is no mapping")
     asked = {k: v for k, v in data.items() if k not in _OURS}
-    record = json.loads((folder / RECORD).read_text("utf-8"))
-    table = pd.read_csv(folder / "summary.csv", dtype=object, keep_default_na=False)
-    return asked, record, table
+    try:
+        record = json.loads((folder / RECORD).read_text("utf-8"))
+        record["kind"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise StorageError(f"{folder / RECORD}: is damaged: {error!r}") from error
+    return asked, record, _table(folder / "summary.csv")
+
+
+def _table(path: Path) -> pd.DataFrame:
+    """A run's summary: places as text, and numbers."""
+    try:
+        table = pd.read_csv(path, dtype=object, keep_default_na=False)
+        for column in table.columns.intersection(["value", "mean", "ci_low", "ci_high"]):
+            table[column] = pd.to_numeric(table[column])
+    except ValueError as error:  # pandas' own are too
+        raise StorageError(f"{path}: is damaged: {error}") from error
+    if not {"metric", "mean"} <= set(table.columns):
+        raise StorageError(f"{path}: is damaged: it has no column 'metric' or 'mean'")
+    return table
 
 
 def _flat(value: object, at: str = "") -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""A reference's cells and those reproduced, side by side on one colour scale, and their difference."""
+"""A reference's cells and those reproduced, side by side on one scale, and their difference."""
 
 from __future__ import annotations
 

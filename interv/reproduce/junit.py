@@ -52,7 +52,7 @@ def _suite(outcome: Outcome) -> ElementTree.Element:
 
 
 def _case(suite: ElementTree.Element, outcome: Outcome, name: str) -> ElementTree.Element:
-    label = _text(f"{outcome.spec.parent.name}.{outcome.spec.stem}")
+    label = _text(outcome.label.replace("/", "."))
     return ElementTree.SubElement(suite, "testcase", classname=label, name=_text(name))
 
 

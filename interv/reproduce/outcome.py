@@ -43,6 +43,11 @@ class Outcome:
     about: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def label(self) -> str:
+        """A short name: its folder's and its own."""
+        return f"{self.spec.absolute().parent.name}/{self.spec.stem}"
+
+    @property
     def command(self) -> str:
         """What runs this spec alone."""
         return shlex.join(["interv", self.kind or "validate", str(self.spec)])

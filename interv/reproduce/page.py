@@ -62,7 +62,7 @@ def _counts(found: Sequence[str], words: dict[str, str]) -> list[tuple[str, str,
 def _spec(i: int, outcome: Outcome, at: Path) -> dict[str, Any]:
     return {
         "id": f"spec-{i}",
-        "label": f"{outcome.spec.parent.name}/{outcome.spec.stem}",
+        "label": outcome.label,
         "tone": _TONES[outcome.status],
         "outcome": outcome,
         "status": _STATUS[outcome.status],

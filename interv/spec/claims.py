@@ -6,6 +6,7 @@ A claim has one form: `value` (with `tolerance`), `between`, `cells` (many value
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Any, Literal
 
@@ -27,6 +28,11 @@ def _check_where(where: dict[str, Any]) -> dict[str, Any]:
 
 
 Where = Annotated[dict[str, str | int | None], AfterValidator(_check_where)]
+
+
+def is_number(value: object, least: float = -math.inf) -> bool:
+    """Whether a value is a finite number, and no less than `least`."""
+    return isinstance(value, int | float) and math.isfinite(value) and value >= least
 
 
 class Source(Section):
@@ -117,8 +123,12 @@ class Claim(Section):
                 "value with tolerance, or one of between: [low, high], cells, order, exceeds",
             )
         [form] = forms
-        if self.between is not None and self.between[0] > self.between[1]:
+        if self.between is not None and not self.between[0] <= self.between[1]:
             raise wrong(f"between {self.between} holds nothing", "[low, high]")
+        for name in ("value", "tolerance"):
+            number = getattr(self, name)
+            if number is not None and not math.isfinite(number):
+                raise wrong(f"{name}: {number}", "a finite number")
         goes_with = {
             "tolerance": ("value", "cells", "order"),
             "share": ("cells",),
@@ -134,12 +144,18 @@ class Claim(Section):
             self.reduce == "layer_of_max" or (self.reduce == "mean" and self.by is None)
         ):
             raise wrong(f"reduce: {self.reduce} has no interval", "max or min, or `by: 0.1`")
+        if self.exceeds is not None:
+            if {**self.where, **self.exceeds} == self.where:
+                raise wrong("exceeds names the place of `where`", "what differs from `where`")
+            if self.by is None and self.of in ("clean", "corrupted"):
+                raise wrong(f"of: {self.of} has no interval", "`by: 0.1`")
         if isinstance(self.cells, list):
             self._check_cells(self.cells)
         return self
 
     def _check_cells(self, cells: list[dict[str, str | int | float | None]]) -> None:
         for cell in cells:
-            numbers = [cell.get("value"), cell.get("tolerance", self.tolerance)]
-            if not all(isinstance(n, int | float) for n in numbers):
+            own = cell.get("tolerance")
+            tolerance = self.tolerance if own is None else own
+            if not (is_number(cell.get("value")) and is_number(tolerance, 0)):
                 raise wrong(f"the cell {cell}", "a `value`, and a tolerance here or in the claim")

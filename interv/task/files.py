@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from interv.errors import Mark, Problem, SpecError, nearest
 from interv.spec import LoadedSpec, Spec
 
 Record = tuple[dict[str, Any], Mark]
+_LINE_END = re.compile(r"\r\n|\r|\n")
 
 
 def read_records(path: Path) -> list[Record]:
@@ -108,10 +110,11 @@ def _csv(text: str, source: str) -> list[Record]:
     if repeated := [name for name in names if names.count(name) > 1]:
         raise SpecError([Problem(f"column '{repeated[0]}' is there twice", Mark(source, 1, 1))])
     records: list[Record] = []
-    line = reader.line_num
     for row in reader:
-        mark = Mark(source, line + 1, 1)
-        line = reader.line_num
+        # Lines that are empty are passed over; a cell may have several.
+        cells = (cell for cell in row.values() if isinstance(cell, str))
+        lines = sum(len(_LINE_END.findall(cell)) for cell in cells)
+        mark = Mark(source, reader.line_num - lines, 1)
         if None in row or None in row.values():
             raise SpecError([Problem("the number of cells is not that of the header", mark)])
         records.append((dict(row), mark))

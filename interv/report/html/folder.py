@@ -23,6 +23,13 @@ RECORD, RESOLVED = "run.json", "resolved.yaml"
 COMMANDS = {"trace", "patch", "train-das", "collect"}
 _DEEP, _NAMED = 3, 8  # folders below a wrong one that are looked at, and named
 _HASHED = (".yaml", ".json", ".csv", ".jsonl")
+_RECORDED = ("kind", "identity", "interv", "model", "seed", "environment", "sessions")
+_COLUMNS = {
+    "summary.csv": ("component", "layer", "metric", "mean", "n"),
+    "prompts.csv": (),
+    "reference.csv": ("claim", "found", "verdict", "wanted"),
+}
+_NUMBERS = ("value", "clean", "corrupted", "mean", "n", "sem", "ci_low", "ci_high")
 _NEVER = ("", "nan", "None")
 
 
@@ -104,7 +111,10 @@ def read_folder(path: Path) -> RunFolder:
     if not (path / RESOLVED).is_file():
         raise UsageError(_no_run(path))
     resolved_text = _text(path / RESOLVED)
-    resolved = yaml.safe_load(resolved_text)
+    try:
+        resolved = yaml.safe_load(resolved_text)
+    except yaml.YAMLError as error:
+        raise StorageError(f"{path / RESOLVED}: is damaged: {error}") from error
     if not isinstance(resolved, dict) or resolved.get("kind") not in COMMANDS:
         raise UsageError(f"{path / RESOLVED}: is not of a run")
     if not (path / RECORD).is_file():
@@ -117,7 +127,35 @@ def read_folder(path: Path) -> RunFolder:
         record = json.loads(_text(path / RECORD))
     except ValueError as error:
         raise StorageError(f"{path / RECORD}: is damaged: {error}") from error
-    return RunFolder(path, record, _text(path / "spec.yaml"), resolved, resolved_text)
+    missing = [name for name in _RECORDED if not isinstance(record, dict) or name not in record]
+    if missing or record["kind"] != resolved["kind"]:
+        what = f"no '{missing[0]}'" if missing else f"its kind is not that of {RESOLVED}"
+        raise StorageError(f"{path / RECORD}: is damaged: {what}")
+    run = RunFolder(path, record, _text(path / "spec.yaml"), resolved, resolved_text)
+    _check_tables(run)
+    return run
+
+
+def _check_tables(run: RunFolder) -> None:
+    """That what every page shows is there, and is of numbers where it must be."""
+    for name, columns in _COLUMNS.items():
+        path = run.path / name
+        if not path.is_file():
+            if run.kind == "collect" or name == "reference.csv":
+                continue
+            raise StorageError(f"{path}: is not there; run the same command again to write it")
+        there = next(csv.reader(io.StringIO(_text(path), newline="")), [])
+        if name == "prompts.csv" and run.kind in ("trace", "patch"):
+            columns = ("prompt_id",)
+        for column in columns if there or name != "reference.csv" else ():
+            if column not in there:
+                raise StorageError(f"{path}: is damaged: it has no column '{column}'")
+    for i, row in enumerate(run.table("summary.csv"), start=1):
+        try:
+            for column in _NUMBERS:
+                number(row.get(column))
+        except ValueError as error:
+            raise StorageError(f"{run.path}/summary.csv: is damaged: row {i}: {error}") from error
 
 
 def _no_run(path: Path) -> str:
@@ -186,13 +224,13 @@ def is_true(text: str) -> bool:
     return text == "True"
 
 
-def image_size(content: bytes, suffix: str) -> tuple[int, int]:
+def image_size(content: bytes, path: Path) -> tuple[int, int]:
     """Width and height of a figure in pixels of a screen, 96 to the inch."""
-    if suffix == ".svg":
+    if path.suffix == ".svg":
         head = content[:4000].decode("utf-8", "replace")
         sizes = [re.search(rf'\b{side}="([\d.]+)pt"', head) for side in ("width", "height")]
         if not all(sizes):
-            raise StorageError("a figure is no SVG of matplotlib's")
+            raise StorageError(f"{path}: is no SVG of matplotlib's; take it out of the folder")
         width, height = (round(float(size[1]) * 96 / 72) for size in sizes if size)
         return width, height
     # PNG: the header's width and height, and its resolution in pixels per metre.

@@ -170,7 +170,7 @@ def _images(run: RunFolder, groups: list[Group]) -> tuple[list[Image], list[str]
         if len(content) > _LARGEST_IMAGE:
             too_large.append(f"figures/{path.name}")
             continue
-        width, height = image_size(content, path.suffix)
+        width, height = image_size(content, path)
         media = "image/svg+xml" if path.suffix == ".svg" else "image/png"
         data = f"data:{media};base64,{base64.b64encode(content).decode()}"
         title = _image_title(path.stem)
