@@ -105,12 +105,15 @@ def test_a_wrong_spec_exits_with_2_and_the_others_run(
 
 
 def test_of_a_folder_the_specs_with_a_reference(write_spec: SpecWriter, tmp_path: Path) -> None:
-    below = tmp_path / "below"
-    below.mkdir()
+    (tmp_path / "below").mkdir()
+    (tmp_path / "outputs").mkdir()
     one = write_spec("one.yaml", reference=[TRUE])
     two = write_spec("below/two.yaml", reference=[TRUE])
     write_spec("three.yaml")
     (tmp_path / "data.yaml").write_text("- a\n- b\n")
+    (tmp_path / "no_yaml.yaml").write_text("kind: [\n")
+    write_spec("outputs/spec.yaml", reference=[TRUE])
+    (tmp_path / "outputs" / "journal.jsonl").touch()
     assert find_specs([tmp_path]) == [two, one]
     assert find_specs([one, tmp_path]) == [one, two]
 

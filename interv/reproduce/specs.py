@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from interv.errors import UsageError
-from interv.spec.yaml import read_file
+from interv.runner.journal import JOURNAL
 
 ALL = Path("configs")
 """The folder of `--all`."""
@@ -16,8 +17,7 @@ def find_specs(given: Sequence[Path]) -> list[Path]:
     """The files named, and of folders every YAML file below that says `kind` and `reference`.
 
     Raises:
-        UsageError: nothing is there, or a folder has no such file.
-        SpecError: a file of a folder that is not YAML.
+        UsageError: a folder has no such file.
     """
     found: list[Path] = []
     for path in given:
@@ -25,7 +25,7 @@ def find_specs(given: Sequence[Path]) -> list[Path]:
             found.append(path)
             continue
         files = sorted(p for p in path.rglob("*.y*ml") if p.suffix in (".yaml", ".yml"))
-        with_reference = [file for file in files if _has_reference(file)]
+        with_reference = [file for file in files if _is_candidate(file)]
         if not with_reference:
             raise UsageError(
                 f"{path}: none of its {len(files)} YAML files has a `kind` and a `reference`"
@@ -34,6 +34,12 @@ def find_specs(given: Sequence[Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def _has_reference(path: Path) -> bool:
-    data = read_file(path).data
-    return isinstance(data, dict) and "kind" in data and bool(data.get("reference"))
+def _is_candidate(path: Path) -> bool:
+    """Whether a file looks like a spec with a reference, and is no run's copy of one.
+
+    By its lines, so that one that is not even YAML is told as such, and others are left alone.
+    """
+    if (path.parent / JOURNAL).is_file() or not path.is_file():
+        return False
+    text = path.read_text("utf-8", errors="replace")
+    return all(re.search(rf"^{key}:", text, re.MULTILINE) for key in ("kind", "reference"))

@@ -1,0 +1,1 @@
+"""The default model's reference values, computed without interv: `python -m tests.independent`."""
