@@ -81,7 +81,8 @@ def test_the_hand_set_network_has_each_variable_where_it_was_put(
     assert list(iia["right"]) == [1.0] * 4
     # By hand: exchanging the other units exchanges the other variable, so that the answer is that
     # of the base with the other equality of the source.
-    from interv.plan.train import make_train_plan, vectors_of
+    from interv.plan import make_train_plan
+    from interv.plan.train import vectors_of
     from interv.spec import load_spec
 
     pairs = vectors_of(make_train_plan(load_spec(path)), "test")

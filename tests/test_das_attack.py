@@ -21,7 +21,7 @@ from interv.engine.masks import Boundary, Mask
 from interv.engine.rotations import Rotation
 from interv.errors import ResumeError, UsageError
 from interv.keep import read
-from interv.plan.train import make_train_plan
+from interv.plan import make_train_plan
 from interv.runner.train import load
 from interv.spec import load_spec
 from interv.spec.causal import CausalSection

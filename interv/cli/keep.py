@@ -69,7 +69,7 @@ def _accuracy(trained: Trained) -> tuple[bool, float]:
 def _write_pyvene(run: Path, folder: Path, trained: Trained, plugin: Path | None) -> None:
     from interv.errors import UsageError
     from interv.keep.pyvene import write_pyvene
-    from interv.plan.train import make_train_plan
+    from interv.plan import make_train_plan
     from interv.spec import load_spec
 
     loaded = load_spec(run / "resolved.yaml", kind="train-das", plugin=plugin)

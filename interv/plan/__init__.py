@@ -8,7 +8,8 @@ from interv.plan.cost import Cost, estimate, max_tokens
 from interv.plan.packs import ExecutorName, Pack, make_packs
 from interv.plan.patch import PatchPlan, make_patch_plan
 from interv.plan.trace import Label, TracePlan, make_plan
-from interv.plan.train import Fit, TrainPlan, make_train_plan
+from interv.plan.train import Fit, TrainPlan
+from interv.plan.train_make import make_train_plan
 from interv.spec import CollectSpec, LoadedSpec, PatchSpec, Spec, TraceSpec, TrainSpec
 
 __all__ = [
