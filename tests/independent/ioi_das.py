@@ -4,8 +4,8 @@ In ioi_das_pairs.jsonl (`interv data configs/default_model/ioi_das.yaml --json`)
 base, a source, and the name that is right once the position of the indirect object is the
 source's: base h and source s of a block's output at one token become h + (s - h) R Rᵀ, R of
 orthonormal columns by torch's own parametrisation (products of Householder reflections, which at
-the same rate of Adam goes further in a step than the Q of a QR does), trained on cross entropy. IIA is the share of
-held-out pairs whose top token is that name.
+the same rate of Adam go further in a step than the Q of a QR does), trained on cross entropy. IIA
+is the share of held-out pairs whose top token is that name.
 """
 
 from __future__ import annotations
