@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,7 +40,6 @@ class Outcome:
     folder: Path | None = None
     seconds: float = 0.0
     exit_code: int = 0
-    about: dict[str, Any] = field(default_factory=dict)
 
     @property
     def label(self) -> str:

@@ -16,6 +16,7 @@ from interv.spec.base import Section, wrong
 
 TableName = Literal["summary", "results", "decomposition", "scores", "nodes", "curve"]
 _NUMBERED = ("layer", "window", "pos", "head", "neuron", "rank", "seed")
+_FORMS = ("value", "between", "cells", "order", "exceeds")
 _RANGE = re.compile(r"\d+(-\d+)?")
 
 
@@ -99,8 +100,7 @@ class Claim(Section):
     @property
     def form(self) -> str:
         """Which of its forms a claim has."""
-        forms = ("value", "between", "cells", "order", "exceeds")
-        return next(form for form in forms if getattr(self, form) is not None)
+        return next(form for form in _FORMS if getattr(self, form) is not None)
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -112,11 +112,7 @@ class Claim(Section):
 
     @model_validator(mode="after")
     def _one_form(self) -> Claim:
-        forms = [
-            name
-            for name in ("value", "between", "cells", "order", "exceeds")
-            if getattr(self, name) is not None
-        ]
+        forms = [name for name in _FORMS if getattr(self, name) is not None]
         if len(forms) != 1 or (self.value is not None and self.tolerance is None):
             raise wrong(
                 " and ".join(forms) if len(forms) > 1 else "no form of comparison",
