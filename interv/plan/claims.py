@@ -41,12 +41,18 @@ class ClaimedPlace:
     Attributes:
         at: where in the claim it is named.
         single: whether it is one row of the table, and not several that are reduced.
+        cell: what should stand there, of a claim of cells.
     """
 
     at: tuple[str | int, ...]
     wanted: Wanted
     single: bool
-    mark: Mark | None = None
+    cell: ReferenceCell | None = None
+
+    @property
+    def mark(self) -> Mark | None:
+        """Where it is written, if that is a file of its own."""
+        return self.cell.mark if self.cell else None
 
 
 class Rows:
@@ -167,7 +173,7 @@ def places_of(claim: Claim, wanted: Wanted) -> list[ClaimedPlace]:
         in_spec = isinstance(claim.cells, list)
         return [
             ClaimedPlace(
-                ("cells", i) if in_spec else ("cells",), {**wanted, **cell.where}, True, cell.mark
+                ("cells", i) if in_spec else ("cells",), {**wanted, **cell.where}, True, cell
             )
             for i, cell in enumerate(read_cells(claim))
         ]

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from interv.errors import IntervError
-from interv.plan.claims import ClaimedPlace, Rows, Wanted, conditions, places_of, read_cells
+from interv.plan.claims import ClaimedPlace, Rows, Wanted, conditions, places_of
 from interv.spec.claims import Claim
 
 Word = Literal["holds", "missed", "noted", "outside"]
@@ -75,6 +75,7 @@ class _Finding:
     cells: pd.DataFrame | None = None
 
 
+Places = Sequence[ClaimedPlace]
 _ABSENT = _Finding(False, None, "not there")
 
 
@@ -108,7 +109,8 @@ def check_claims(
             rows_of[claim.table] = _Table(tables[claim.table], claim.table)
         table = rows_of[claim.table]
         wanted = conditions(claim, metrics, table.columns)
-        found = _FORMS[claim.form](claim, table, wanted, outside)
+        places = places_of(claim, wanted)
+        found = _FORMS[claim.form](claim, table, wanted, places, outside)
         word: Word = "holds" if found.holds else "missed"
         if not found.holds:
             if found.found is None and outside:
@@ -121,7 +123,7 @@ def check_claims(
                 claim.table,
                 found.found,
                 found.told,
-                wanted_words(claim),
+                wanted_words(claim, len(places)),
                 word,
                 str(claim.source),
                 claim.because or "",
@@ -184,8 +186,10 @@ def _reduced(claim: Claim, rows: Sequence[Mapping[str, Any]]) -> tuple[float, Ma
     return values[best], rows[best]
 
 
-def _one_number(claim: Claim, table: _Table, wanted: Wanted, _outside: bool) -> _Finding:
-    [place] = places_of(claim, wanted)
+def _one_number(
+    claim: Claim, table: _Table, _wanted: Wanted, places: Places, _outside: bool
+) -> _Finding:
+    [place] = places
     rows = table.at(claim, place)
     if not rows:
         return _ABSENT
@@ -198,9 +202,11 @@ def _one_number(claim: Claim, table: _Table, wanted: Wanted, _outside: bool) -> 
     return _Finding(math.isfinite(found) and low <= found <= high, found, f"{found:.4g}")
 
 
-def _exceeds(claim: Claim, table: _Table, wanted: Wanted, _outside: bool) -> _Finding:
+def _exceeds(
+    claim: Claim, table: _Table, _wanted: Wanted, places: Places, _outside: bool
+) -> _Finding:
     """One place above another: by its interval, or by a margin."""
-    here, there = (table.at(claim, place) for place in places_of(claim, wanted))
+    here, there = (table.at(claim, place) for place in places)
     if not here or not there:
         return _ABSENT
     (upper, high_row), (lower, low_row) = _reduced(claim, here), _reduced(claim, there)
@@ -224,9 +230,10 @@ def _exceeds(claim: Claim, table: _Table, wanted: Wanted, _outside: bool) -> _Fi
     return _Finding(margin > 0, margin, told)
 
 
-def _ordered(claim: Claim, table: _Table, wanted: Wanted, _outside: bool) -> _Finding:
+def _ordered(
+    claim: Claim, table: _Table, wanted: Wanted, places: Places, _outside: bool
+) -> _Finding:
     """The named places are the largest of all that match `where`, in this order."""
-    places = places_of(claim, wanted)
     named = [table.at(claim, place) for place in places]
     if not all(named):
         return _ABSENT
@@ -252,11 +259,12 @@ def _ordered(claim: Claim, table: _Table, wanted: Wanted, _outside: bool) -> _Fi
     return _Finding(worst >= -slack, worst, told)
 
 
-def _cells(claim: Claim, table: _Table, wanted: Wanted, outside: bool) -> _Finding:
+def _cells(claim: Claim, table: _Table, _wanted: Wanted, places: Places, outside: bool) -> _Finding:
     """Many places at once, each within its tolerance."""
     lines, absent = [], 0
-    for cell, place in zip(read_cells(claim), places_of(claim, wanted), strict=True):
-        rows = table.at(claim, place)
+    for place in places:
+        cell, rows = place.cell, table.at(claim, place)
+        assert cell is not None
         if not rows:
             absent += 1
             if outside:
@@ -289,8 +297,8 @@ _FORMS = {
 }
 
 
-def wanted_words(claim: Claim) -> str:
-    """What a claim asks for, in a few words."""
+def wanted_words(claim: Claim, n_places: int) -> str:
+    """What a claim about so many places asks for, in a few words."""
     if claim.between is not None:
         return f"{claim.between[0]:g} to {claim.between[1]:g}"
     if claim.value is not None:
@@ -300,10 +308,9 @@ def wanted_words(claim: Claim) -> str:
     if claim.exceeds is not None:
         where = " ".join(f"{k} {v}" for k, v in claim.exceeds.items())
         return f"above {where}" + (f" by {claim.by:g}" if claim.by else ", intervals apart")
-    n = len(read_cells(claim))
     apart = f"± {claim.tolerance:g}" if claim.tolerance is not None else "± each its own"
     part = "" if claim.share == 1 else f"{claim.share:.0%} of "
-    return f"{part}{n:,} cells {apart}"
+    return f"{part}{n_places:,} cells {apart}"
 
 
 def verdicts_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:

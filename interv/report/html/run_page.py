@@ -60,7 +60,7 @@ _IMAGES = {
     "patterns": "Attention patterns",
     "rank": "Accuracy over the rank",
     "iia": "Accuracy and its controls",
-    "reference": "Published, reproduced, and their difference",
+    "reference": "Reference, reproduced, and their difference",
 }
 _PROMPTS_OPEN = 6
 _LARGEST_IMAGE = 3_000_000
