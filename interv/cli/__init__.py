@@ -30,6 +30,7 @@ from interv.cli import (
     train,
     validate,
 )
+from interv.cli.output import err, out
 from interv.errors import IntervError
 from interv.version import __version__
 
@@ -65,7 +66,7 @@ _INTERRUPTED = 130
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"interv {__version__}")
+        out(f"interv {__version__}")
         raise typer.Exit
 
 
@@ -87,7 +88,7 @@ def main() -> NoReturn:
     try:
         code = app(standalone_mode=False)
     except IntervError as error:
-        typer.echo(f"interv: {error}", err=True)
+        err(f"interv: {error}")
         sys.exit(error.exit_code)
     except typer.Exit as done:
         sys.exit(done.exit_code)
@@ -103,7 +104,7 @@ def main() -> NoReturn:
             sys.exit(error.exit_code)
         raise
     if code == _INTERRUPTED:  # so typer too says it, in place of an error
-        typer.echo("interv: interrupted", err=True)
+        err("interv: interrupted")
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from interv.cli.options import Fresh, Json, Outputs, Overrides, PlanOnly, Quiet, Spec
+from interv.cli.output import out
 
 if TYPE_CHECKING:
     from interv.plan.collect import CollectPlan
@@ -39,7 +38,7 @@ def collect(
         return
     made = with_model(made)
     folder = _run(made, outputs, fresh=fresh, quiet=quiet)
-    typer.echo(json.dumps({"folder": str(folder), **describe(made)}) if as_json else str(folder))
+    out(json.dumps({"folder": str(folder), **describe(made)}) if as_json else str(folder))
 
 
 def _run(made: CollectPlan, outputs: Path, *, fresh: bool, quiet: bool) -> Path:
@@ -68,15 +67,15 @@ def show(made: CollectPlan, *, as_json: bool) -> None:
     """Print a plan on stdout."""
     facts = describe(made)
     if as_json:
-        typer.echo(json.dumps(facts, indent=1))
+        out(json.dumps(facts, indent=1))
         return
-    typer.echo(f"{facts['name']} on {facts['model']}")
-    typer.echo(f"  prompts       {facts['prompts']:,}, {facts['rows']:,} rows")
-    typer.echo(f"  tensors       {facts['tensors']:,}: {', '.join(facts['components'])}")
+    out(f"{facts['name']} on {facts['model']}")
+    out(f"  prompts       {facts['prompts']:,}, {facts['rows']:,} rows")
+    out(f"  tensors       {facts['tensors']:,}: {', '.join(facts['components'])}")
     size = facts["bytes"]
-    typer.echo(f"  on disk       {f'about {size / 2**20:,.1f} MiB' if size else 'not known'}")
+    out(f"  on disk       {f'about {size / 2**20:,.1f} MiB' if size else 'not known'}")
     for reason in facts["not_checked"]:
-        typer.echo(f"  not checked   {reason}")
+        out(f"  not checked   {reason}")
 
 
 def describe(made: CollectPlan) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import typer
 
 from interv.cli.console import Console, count
 from interv.cli.options import Json, Quiet
+from interv.cli.output import out
 
 if TYPE_CHECKING:
     from interv.report.compare import Comparison
@@ -46,7 +47,7 @@ def compare(
         raise UsageError(f"--figure {figure}: expected a name that ends in .png")
     found = compared(first, second)
     told = found.as_dict()
-    typer.echo(json.dumps(told, indent=1) if as_json else to_csv(found.cells).rstrip("\n"))
+    out(json.dumps(told, indent=1) if as_json else to_csv(found.cells).rstrip("\n"))
     _tell(Console(quiet), found)
     if figure is not None:
         _draw(figure, first, second, found)

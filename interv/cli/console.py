@@ -11,6 +11,9 @@ import rich.console
 from rich.box import SIMPLE_HEAD
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
+
+from interv.text import printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,6 +38,16 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def titled(title: str) -> Table:
+    """Return an empty table under a title."""
+    return Table(title=Text(printable(title)), title_justify="left", box=SIMPLE_HEAD)
+
+
+def add_row(table: Table, *cells: str) -> None:
+    """Add a row whose cells are shown as they are: never as markup, never as control sequences."""
+    table.add_row(*(Text(printable(cell)) for cell in cells))
+
+
 class Console:
     """stderr, or nothing at all where `quiet`."""
 
@@ -45,11 +58,11 @@ class Console:
             self._console.width = max(self._console.width, 120)
 
     def say(self, text: str) -> None:
-        """One line."""
-        self._console.print(text, markup=False, soft_wrap=True)
+        """Print one line."""
+        self._console.print(Text(printable(text)), soft_wrap=True)
 
     def show(self, table: Table) -> None:
-        """A table."""
+        """Print a table."""
         self._console.print(table)
 
     @contextlib.contextmanager
@@ -75,7 +88,9 @@ class Console:
 
             def tell(what: str, done: int, total: int) -> None:
                 nonlocal told, started, before
-                bar.update(task, description=what[:40], completed=done, total=total or None)
+                bar.update(
+                    task, description=printable(what)[:40], completed=done, total=total or None
+                )
                 now = time.monotonic()
                 if done < before:
                     # Another part of the work, with a pace of its own.
@@ -93,11 +108,7 @@ class Console:
         from interv.report.tables import by_site
 
         for metric, frame in summary.groupby("metric", sort=False):
-            table = Table(
-                title=f"{metric}: the best layer of the best places",
-                title_justify="left",
-                box=SIMPLE_HEAD,
-            )
+            table = titled(f"{metric}: the best layer of the best places")
             for name in ("component", "layer", "place", "value", "effect (95 % interval)"):
                 left = name in ("component", "place", "effect (95 % interval)")
                 keep = name not in ("component", "place")
@@ -113,10 +124,11 @@ class Console:
                     place = row["role"] or f"{row['pos']} {row['token']!r}"
                     known = row["ci_low"] == row["ci_low"]
                     interval = f" ({row['ci_low']:.3f} to {row['ci_high']:.3f})" if known else ""
-                    table.add_row(
+                    add_row(
+                        table,
                         component + held,
                         str(row["layer"]),
-                        place.replace("[", r"\["),
+                        place,
                         f"{row['value']:.3f}",
                         f"{row['mean']:+.3f}{interval}",
                     )
@@ -133,9 +145,7 @@ class Console:
         from interv.report.patch_tables import described
 
         for metric, frame in summary.groupby("metric", sort=False):
-            table = Table(
-                title=f"{metric}: the largest effects", title_justify="left", box=SIMPLE_HEAD
-            )
+            table = titled(f"{metric}: the largest effects")
             for name in ("component", "where", "value", "effect (interval)"):
                 right = name == "value"
                 table.add_column(name, justify="right" if right else "left", overflow="fold")
@@ -150,9 +160,10 @@ class Console:
                 for _, row in places.head(_TOP_PATCHES).iterrows():
                     known = row["ci_low"] == row["ci_low"]
                     interval = f" ({row['ci_low']:.3f} to {row['ci_high']:.3f})" if known else ""
-                    table.add_row(
+                    add_row(
+                        table,
                         f"{component}{ends}",
-                        described(row).removeprefix(f"{component} ").replace("[", r"\["),
+                        described(row).removeprefix(f"{component} "),
                         f"{row['value']:.3f}",
                         f"{row['mean']:+.3f}{interval}",
                     )
@@ -168,11 +179,7 @@ class Console:
         """The fits of highest accuracy on held-out pairs, with their controls."""
         from interv.report.das import labelled
 
-        table = Table(
-            title="interchange intervention accuracy, held-out pairs",
-            title_justify="left",
-            box=SIMPLE_HEAD,
-        )
+        table = titled("interchange intervention accuracy, held-out pairs")
         for name in ("where", "exchanged", "trained", "whole", "random", "shuffled"):
             table.add_column(name, justify="left" if name in ("where", "exchanged") else "right")
         keys = ["component", "layer", "pos", "role", "set", "type", "rank", "exchanged"]
@@ -182,7 +189,8 @@ class Console:
         for label, rows in zip(labels, best, strict=True):
             low, high = _of(rows, "iia", "ci_low"), _of(rows, "iia", "ci_high")
             others = [_of(rows, f"iia_{name}", "mean") for name in ("full", "random", "shuffled")]
-            table.add_row(
+            add_row(
+                table,
                 label,
                 str(rows["exchanged"].iloc[0]),
                 f"{_of(rows, 'iia', 'mean'):.3f} ({low:.3f} to {high:.3f})",
@@ -205,12 +213,12 @@ class Console:
         """The reference's claims, each with what was found."""
         if not verdicts:
             return
-        table = Table(title="reference", title_justify="left", box=SIMPLE_HEAD)
+        table = titled("reference")
         for name in ("claim", "found", "wanted", "verdict"):
             table.add_column(name)
         for verdict in verdicts:
             told = (verdict.claim, verdict.told, verdict.wanted)
-            table.add_row(*(text.replace("[", r"\[") for text in told), VERDICTS[verdict.word])
+            add_row(table, *told, VERDICTS[verdict.word])
         self._console.print(table)
 
 

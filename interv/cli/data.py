@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from interv.cli.options import Json, Overrides, Plugin, Spec
+from interv.cli.output import err, out
 
 if TYPE_CHECKING:
     from interv.plan import PatchPlan, TracePlan, TrainPlan
@@ -46,14 +47,14 @@ def data(
             {"prompt_id": t.index, "tokens": list(t.tokens), "marks": {}} for t in made.texts[:show]
         ]
     if as_json:
-        typer.echo(json.dumps(sample, indent=1))
+        out(json.dumps(sample, indent=1))
         return
     for entry in sample:
         _print(entry)
     total = len(made.texts) if isinstance(made, CollectPlan) else len(made.baselines)
     total = len(made.exchanges) if isinstance(made, TrainPlan) else total
     left_out = len(made.left_out) if isinstance(made, PatchPlan) else 0
-    typer.echo(f"{total} prompts" + (f", {left_out} left out" if left_out else ""), err=True)
+    err(f"{total} prompts" + (f", {left_out} left out" if left_out else ""))
 
 
 def _pairs(made: PatchPlan, show: int) -> list[dict[str, Any]]:
@@ -114,13 +115,13 @@ def _vectors(made: TrainPlan, show: int, *, as_json: bool) -> None:
         for i in range(min(show, len(pairs)))
     ]
     if as_json:
-        typer.echo(json.dumps(sample, indent=1))
+        out(json.dumps(sample, indent=1))
         return
     for i, entry in enumerate(sample):
-        typer.echo(f"pair {i}  label {entry['label']!r}")
-        typer.echo("  base     " + _values(entry["base"]))
+        out(f"pair {i}  label {entry['label']!r}")
+        out("  base     " + _values(entry["base"]))
         for name, values in entry["sources"].items():
-            typer.echo(f"  {name} from " + _values(values))
+            out(f"  {name} from " + _values(values))
 
 
 def _values(values: dict[str, Any]) -> str:
@@ -145,10 +146,8 @@ def _print(entry: dict[str, Any]) -> None:
     others = entry.get("corrupted") or []
     answers = " | ".join(repr(answer) for answer in entry.get("answers", [])[:6])
     wrong = " | ".join(repr(answer) for answer in entry.get("wrong", [])[:6])
-    typer.echo(
-        f"prompt {entry['prompt_id']}" + (f"  answer {answers}" if answers else ""), nl=False
-    )
-    typer.echo(f"  not {wrong}" if wrong else "")
+    out(f"prompt {entry['prompt_id']}" + (f"  answer {answers}" if answers else ""), end="")
+    out(f"  not {wrong}" if wrong else "")
     width = max(len(repr(token)) for token in (*entry["tokens"], *others))
     for i, token in enumerate(entry["tokens"]):
         names = [name for name, positions in entry["marks"].items() if i in positions]
@@ -156,9 +155,9 @@ def _print(entry: dict[str, Any]) -> None:
         if others:
             other = repr(others[i]) if others[i] != token else ""
             other = f"  {other:<{width}}"
-        typer.echo(f"  {i:>3}  {token!r:<{width}}{other}  {' '.join(names)}".rstrip())
+        out(f"  {i:>3}  {token!r:<{width}}{other}  {' '.join(names)}".rstrip())
     for name, text in entry.get("sources", {}).items():
-        typer.echo(f"  {name} from {text!r}")
+        out(f"  {name} from {text!r}")
     if "label" in entry:
-        typer.echo(f"  then {entry['label']!r}")
-    typer.echo("")
+        out(f"  then {entry['label']!r}")
+    out()

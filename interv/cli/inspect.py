@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from interv.cli.options import Json
+from interv.cli.output import out
 
 if TYPE_CHECKING:
     from interv.models.anatomy import Anatomy
@@ -104,10 +105,10 @@ def _show_model(anatomy: Anatomy, label: str, *, as_json: bool) -> None:
             "shape": shape_of(anatomy.facts),
             "components": [line.as_dict() for line in lines],
         }
-        typer.echo(json.dumps(document, indent=1))
+        out(json.dumps(document, indent=1))
         return
     facts = anatomy.facts
-    typer.echo(
+    out(
         f"{label} ({anatomy.family.name}): {facts.n_layers} layers, width {facts.d_model}, "
         + (
             f"{facts.n_heads} heads of {facts.d_head}, {facts.n_kv_heads} for keys and values, "
@@ -117,9 +118,9 @@ def _show_model(anatomy: Anatomy, label: str, *, as_json: bool) -> None:
         + f"{facts.d_mlp} neurons a layer, {facts.vocab_size:,} tokens"
     )
     if anatomy.family.note:
-        typer.echo(anatomy.family.note)
-    typer.echo(f"The suffix executor starts a row {lines[0].fast}.")
-    typer.echo("Any module's .input and .output, by its path, are components too.")
+        out(anatomy.family.note)
+    out(f"The suffix executor starts a row {lines[0].fast}.")
+    out("Any module's .input and .output, by its path, are components too.")
     rows = [("component", "shape", "module")]
     for line in lines:
         shape = "queries x keys" if line.side == "pattern" else str(line.width)
@@ -128,7 +129,7 @@ def _show_model(anatomy: Anatomy, label: str, *, as_json: bool) -> None:
         rows.append((line.component, shape, f"{line.module}.{line.side}"))
     widths = [max(len(row[i]) for row in rows) for i in range(2)]
     for row in rows:
-        typer.echo(f"  {row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]}".rstrip())
+        out(f"  {row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]}".rstrip())
 
 
 def _show_support(*, as_json: bool) -> None:
@@ -136,19 +137,19 @@ def _show_support(*, as_json: bool) -> None:
 
     table = support()
     if as_json:
-        typer.echo(json.dumps(table, indent=1))
+        out(json.dumps(table, indent=1))
         return
     names = list(dict.fromkeys(name for row in table.values() for name in row))
     families = list(table)
-    typer.echo("P: the suffix executor starts at layer and position; L: at the layer; R: full")
+    out("P: the suffix executor starts at layer and position; L: at the layer; R: full")
     for i, family in enumerate(families):
-        typer.echo(f"{'  |' * i}  {family}")
+        out(f"{'  |' * i}  {family}")
     marks = {"positions": "P", "layers": "L", "nothing": "R"}
     for name in names:
         cells = [marks[table[f][name]] if name in table[f] else "." for f in families]
-        typer.echo("  " + "  ".join(cells) + f"  {name}")
+        out("  " + "  ".join(cells) + f"  {name}")
     n_families, pairs, fast = counts()
-    typer.echo(
+    out(
         f"{n_families} families, {pairs} pairs of family and component, {fast} of them from the "
         "changed position on; other causal models are recognised by their modules"
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from interv.cli.options import Json, Plugin
+from interv.cli.output import out
 
 if TYPE_CHECKING:
     from interv.keep import Trained
@@ -55,7 +56,7 @@ def save(
         replace_file(folder / "spec.yaml", spec.read_bytes())
     if pyvene:
         _write_pyvene(run, folder, trained[name], plugin)
-    typer.echo(str(folder))
+    out(str(folder))
 
 
 def _accuracy(trained: Trained) -> tuple[bool, float]:
@@ -83,19 +84,14 @@ def load(folder: Folder, as_json: Json = False) -> None:
     """Check a saved intervention, its own format or pyvene's, and say what it is."""
     trained = _read(folder)
     if as_json:
-        typer.echo(json.dumps(_told(trained), indent=1))
+        out(json.dumps(_told(trained), indent=1))
         return
     for part in _told(trained)["parts"]:
         where = part["component"] + (f" {part['layer']}" if part["layer"] is not None else "")
         at = "all positions" if part["position"] is None else f"position {part['position']}"
-        typer.echo(_plain(f"{part['type']} at {where}, {at}, for {part['variable']}"))
+        out(f"{part['type']} at {where}, {at}, for {part['variable']}")
     for name, value in _told(trained)["about"].items():
-        typer.echo(_plain(f"  {name}: {value}"))
-
-
-def _plain(text: str) -> str:
-    """Without characters that would steer a terminal: a folder may be from anywhere."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+        out(f"  {name}: {value}")
 
 
 def _read(folder: Path) -> Trained:
@@ -134,7 +130,7 @@ def push(
     """Send a saved intervention to the hub; you must be logged in there."""
     from interv.keep.hub import push as send
 
-    typer.echo(send(folder, repo_id, private=private))
+    out(send(folder, repo_id, private=private))
 
 
 def pull(
@@ -149,4 +145,4 @@ def pull(
 
     fetch(repo_id, folder, revision)
     _read(folder)
-    typer.echo(str(folder))
+    out(str(folder))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from interv.cli.options import Json, Outputs, Overrides, Plugin, Spec
+from interv.cli.output import out
 
 if TYPE_CHECKING:
     from interv.plan import Plan, TrainPlan
@@ -48,16 +49,16 @@ def show_plan(made: Plan, outputs: Path, *, as_json: bool, measure: bool = False
         if measure:
             raise UsageError("--measure times points of a sweep; fits are told as they go")
         fitted = describe_fits(made, outputs)
-        typer.echo(json.dumps(fitted, indent=1) if as_json else _fit_lines(fitted))
+        out(json.dumps(fitted, indent=1) if as_json else _fit_lines(fitted))
         return
     facts = describe(made, outputs)
     if measure:
         facts |= _measured(made, facts)
     if as_json:
-        typer.echo(json.dumps(facts, indent=1))
+        out(json.dumps(facts, indent=1))
         return
     for line in _lines(facts):
-        typer.echo(line)
+        out(line)
 
 
 def describe(made: Plan, outputs: Path) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from interv.cli.output import out
+
 EPILOG = "Example: interv report outputs/rome/1a2b3c4d"
 
 
@@ -25,4 +27,4 @@ def report(
     """
     from interv.report.html.run_page import write_page
 
-    typer.echo(str(write_page(run, output)))
+    out(str(write_page(run, output)))

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
-from interv.cli.console import VERDICTS, Console, count
+from interv.cli.console import VERDICTS, Console, add_row, count, titled
 from interv.cli.options import Fresh, Json, Outputs, Plugin, Quiet
+from interv.cli.output import out
 
 if TYPE_CHECKING:
     from interv.reproduce.outcome import Outcome
@@ -85,12 +84,12 @@ def reproduce(
     _make_folders(page, junit)
     console = Console(quiet)
     outcomes = _run(paths, outputs, console, download=download, fresh=fresh, plugin=plugin)
-    _tell(console, outcomes)
     _write(outcomes, page, junit)
+    _tell(console, outcomes)
     if as_json:
-        typer.echo(json.dumps([outcome.as_dict() for outcome in outcomes], indent=1))
+        out(json.dumps([outcome.as_dict() for outcome in outcomes], indent=1))
     else:
-        typer.echo(str(page))
+        out(str(page))
     if update:
         _update(console, outcomes, plugin=plugin, yes=yes)
     raise typer.Exit(exit_code(outcomes))
@@ -133,14 +132,13 @@ def _in_words(outcome: Outcome) -> str:
 
 def _tell(console: Console, outcomes: list[Outcome]) -> None:
     """Every claim in one table, and a last line that says how it stands."""
-    table = Table(title="claims", title_justify="left", box=SIMPLE_HEAD)
+    table = titled("claims")
     for name in ("spec", "claim", "found", "wanted", "verdict"):
         table.add_column(name, overflow="fold", no_wrap=name in ("spec", "verdict"))
     for outcome in outcomes:
         for verdict in outcome.verdicts:
             texts = (outcome.label, verdict.claim, verdict.told, verdict.wanted)
-            safe = [text.replace("[", r"\[") for text in texts]
-            table.add_row(*safe, VERDICTS[verdict.word])
+            add_row(table, *texts, VERDICTS[verdict.word])
     if table.row_count:
         console.show(table)
     n = {word: sum(outcome.status == word for outcome in outcomes) for word in _STATUS}

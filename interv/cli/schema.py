@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import typer
+from interv.cli.output import out
 
 EPILOG = "A spec names it in its first line: # yaml-language-server: $schema=schema.json"
 
 
 def schema() -> None:
     """Print the JSON Schema of specs."""
-    typer.echo(json.dumps(json_schema(), indent=1))
+    out(json.dumps(json_schema(), indent=1))
 
 
 def json_schema() -> dict[str, Any]:

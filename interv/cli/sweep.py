@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from interv.cli.console import Console
+from interv.cli.output import out
 
 if TYPE_CHECKING:
     from interv.api import Done
@@ -21,25 +22,27 @@ Tell = Callable[[Console, "Done"], None]
 def carry_out_and_print(
     made: Plan, outputs: Path, *, fresh: bool, quiet: bool, as_json: bool, tell: Tell
 ) -> None:
-    """Run a plan, tell people on stderr, print the folder or JSON on stdout.
+    """Run a plan, print the folder or JSON on stdout, then describe the results on stderr.
 
     Raises:
         Exit: with 1 where a claim of the reference was missed.
     """
     from interv.api import with_model
 
-    done = _run(with_model(made), outputs, fresh=fresh, quiet=quiet, tell=tell)
-    typer.echo(json.dumps(_summary(done)) if as_json else str(done.folder))
+    console = Console(quiet)
+    done = _run(with_model(made), outputs, console, fresh=fresh)
+    # Before anything is described: a finished run does not depend on its description.
+    out(json.dumps(_summary(done)) if as_json else str(done.folder))
+    _describe(console, done, tell)
     if any(verdict.fails_run for verdict in done.report.verdicts):
         raise typer.Exit(1)
 
 
-def _run(made: Plan, outputs: Path, *, fresh: bool, quiet: bool, tell: Tell) -> Done:
+def _run(made: Plan, outputs: Path, console: Console, *, fresh: bool) -> Done:
     from interv.api import carry_out
     from interv.runner.folder import run_folder
 
     assert made.identity is not None
-    console = Console(quiet)
     console.say(f"{made.files.label}, {made.spec.model.dtype}: {made.headline}")
     try:
         with console.progress() as progress:
@@ -47,6 +50,10 @@ def _run(made: Plan, outputs: Path, *, fresh: bool, quiet: bool, tell: Tell) -> 
     except KeyboardInterrupt:
         console.say(_interrupted(made, run_folder(outputs, made.spec.name, made.identity)))
         raise
+    return done
+
+
+def _describe(console: Console, done: Done, tell: Tell) -> None:
     if not done.computed:
         console.say("nothing was left to compute")
     if done.journal.adopted:
@@ -54,7 +61,6 @@ def _run(made: Plan, outputs: Path, *, fresh: bool, quiet: bool, tell: Tell) -> 
     tell(console, done)
     console.verdicts(done.report.verdicts)
     console.say(f"{len(done.report.figures)} figure files in {done.folder / 'figures'}")
-    return done
 
 
 def _interrupted(made: Plan, folder: Path) -> str:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from interv.cli.options import Json, Plugin, Quiet
+from interv.cli.output import err, out
 
 EPILOG = "Example: interv validate configs/*.yaml"
 
@@ -31,24 +32,24 @@ def validate(
         except SpecError as error:
             problems = [_as_dict(p) for p in error.problems]
             reports.append({"file": str(path), "valid": False, "problems": problems})
-            typer.echo(str(error), err=True)
+            err(str(error))
         except UsageError as error:
             reports.append(
                 {"file": str(path), "valid": False, "problems": [{"message": str(error)}]}
             )
-            typer.echo(str(error), err=True)
+            err(str(error))
         else:
             reports.append({"file": str(path), "valid": True, "not_checked": list(plan.unchecked)})
             if not quiet:
-                typer.echo(f"{path}: valid", err=True)
+                err(f"{path}: valid")
                 for reason in plan.unchecked:
-                    typer.echo(f"  not checked: {reason}", err=True)
+                    err(f"  not checked: {reason}")
     if as_json:
-        typer.echo(json.dumps(reports, indent=1))
+        out(json.dumps(reports, indent=1))
     wrong = sum(not report["valid"] for report in reports)
     if wrong:
         if not quiet and len(files) > 1:
-            typer.echo(f"{wrong} of {len(files)} specs are not valid", err=True)
+            err(f"{wrong} of {len(files)} specs are not valid")
         raise typer.Exit(2)
 
 
