@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -56,7 +58,7 @@ def test_a_build_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
     with pytest.raises(RuntimeError):
         cached("x", fail)
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert [path.name for path in (tmp_path / "cache").iterdir()] in ([], [".x.lock"])
 
 
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
@@ -69,3 +71,54 @@ def test_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("INTERV_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     assert cache_folder() == Path("/somewhere/interv")
+
+
+BUILD = """
+import sys, time
+from pathlib import Path
+from interv.models.cache import cached
+
+def build(folder):
+    Path(sys.argv[1]).open("a").write("built\\n")
+    for i in range(20):
+        (folder / f"{i}.bin").write_bytes(bytes(10_000))
+        if i == 10:
+            print("half", flush=True)
+        time.sleep(float(sys.argv[2]))
+
+folder = cached("made/x", build)
+# What one process uses, no other takes away.
+for _ in range(100):
+    assert len((folder / "19.bin").read_bytes()) == 10_000
+    time.sleep(0.002)
+"""
+
+
+def start(log: Path, pause: float) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", BUILD, str(log), str(pause)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def test_twelve_processes_that_need_one_folder_build_it_once(tmp_path: Path) -> None:
+    """The slower of two builders deleted the folder that the faster one was reading."""
+    log = tmp_path / "log"
+    processes = [start(log, 0.01) for _ in range(12)]
+    for process in processes:
+        process.communicate()
+    assert [process.returncode for process in processes] == [0] * 12
+    assert log.read_text() == "built\n"
+
+
+def test_what_a_killed_build_leaves_is_removed_by_the_next(tmp_path: Path) -> None:
+    """517 MB for each kill, for ever."""
+    with start(tmp_path / "log", 30) as killed:
+        killed.kill()
+    with start(tmp_path / "log", 0.2) as killed:
+        assert killed.stdout is not None
+        assert killed.stdout.readline() == "half\n"
+        killed.kill()
+    held = tmp_path / "cache" / "made"
+    assert any(path.name.endswith(".tmp") for path in held.iterdir())
+    with start(tmp_path / "log", 0) as process:
+        process.communicate()
+    assert sorted(path.name for path in held.iterdir()) == [".x.lock", "x"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from interv.errors import ResumeError, StorageError
-from interv.runner.folder import locked, set_aside, write_atomically
+from interv.runner.folder import locked, set_aside
 
 HOLD = """
 import sys, time
@@ -37,15 +37,6 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(StorageError, match="cannot be written"), locked(tmp_path / "file" / "run"):
         pass
-
-
-def test_a_write_that_fails_leaves_the_old_content(tmp_path: Path) -> None:
-    path = tmp_path / "x.csv"
-    write_atomically(path, "old")
-    (tmp_path / ".x.csv.tmp").mkdir()
-    with pytest.raises(StorageError):
-        write_atomically(path, "new")
-    assert path.read_text() == "old"
 
 
 def test_an_earlier_run_is_set_aside_not_lost(tmp_path: Path) -> None:

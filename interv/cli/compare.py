@@ -88,7 +88,7 @@ def _tell(console: Console, found: Comparison) -> None:
 def _draw(path: Path, first: Path, second: Path, found: Comparison) -> None:
     from interv.errors import UsageError
     from interv.report.reference_figures import side_by_side
-    from interv.runner.folder import write_atomically
+    from interv.storage import write_atomically
 
     if found.cells.empty:
         raise UsageError("--figure: the runs have no place in common")

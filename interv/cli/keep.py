@@ -33,7 +33,7 @@ def save(
     from interv.errors import UsageError, nearest
     from interv.keep import read, write
     from interv.keep.card import CARD, card
-    from interv.keep.format import replace_file
+    from interv.storage import write_atomically
 
     if folder.is_dir() and any(folder.iterdir()):
         raise UsageError(f"{folder}: is not empty; name a new folder")
@@ -50,10 +50,10 @@ def save(
     name = max(trained, key=lambda key: _accuracy(trained[key]))
     write(folder, trained[name])
     how = f"interv train-das spec.yaml  # {trained[name].about.get('name', '')}, fit {name}"
-    replace_file(folder / CARD, card(trained[name], how).encode())
+    write_atomically(folder / CARD, card(trained[name], how).encode())
     spec = run / "spec.yaml"
     if spec.is_file():
-        replace_file(folder / "spec.yaml", spec.read_bytes())
+        write_atomically(folder / "spec.yaml", spec.read_bytes())
     if pyvene:
         _write_pyvene(run, folder, trained[name], plugin)
     out(str(folder))

@@ -147,7 +147,7 @@ def _tell(console: Console, outcomes: list[Outcome]) -> None:
 
 
 def _make_folders(page: Path, junit: Path | None) -> None:
-    from interv.models.cache import writing
+    from interv.storage import writing
 
     for path in (page, *([junit] if junit else ())):
         with writing(path):
@@ -157,7 +157,7 @@ def _make_folders(page: Path, junit: Path | None) -> None:
 def _write(outcomes: list[Outcome], page: Path, junit: Path | None) -> None:
     from interv.reproduce.junit import junit as as_junit
     from interv.reproduce.page import page_of
-    from interv.runner.folder import write_atomically
+    from interv.storage import write_atomically
 
     _make_folders(page, junit)
     write_atomically(page, page_of(outcomes, page.parent))

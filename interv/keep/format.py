@@ -12,7 +12,6 @@ import functools
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from interv.engine.registry import BY_NAME
 from interv.engine.rotations import Rotation
 from interv.engine.runs import Site
 from interv.errors import EngineError, UsageError, nearest
-from interv.models.cache import writing
+from interv.storage import write_atomically, writing
 from interv.version import __version__
 
 JSON = "intervention.json"
@@ -111,20 +110,7 @@ def write(folder: Path, trained: Trained) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         # The JSON last: where it is new, so is what it speaks of.
         for name, data in ((TENSORS, tensors), (JSON, (text + "\n").encode())):
-            replace_file(folder / name, data)
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Replace a file's content, or leave it as it was; OSError where it cannot be written."""
-    fresh = path.with_name(f".{path.name}.tmp")
-    try:
-        with fresh.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(path)
-    finally:
-        fresh.unlink(missing_ok=True)
+            write_atomically(folder / name, data)
 
 
 def read(folder: Path) -> Trained:

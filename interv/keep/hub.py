@@ -10,8 +10,8 @@ from typing import Any, NoReturn
 
 from interv.errors import ModelError, UsageError
 from interv.keep.card import CARD
-from interv.keep.format import JSON, TENSORS, read, replace_file
-from interv.models.cache import writing
+from interv.keep.format import JSON, TENSORS, read
+from interv.storage import write_atomically, writing
 
 PYVENE_CONFIG = "config.json"
 PYVENE_TENSORS = "intkey_*.bin"
@@ -97,7 +97,7 @@ def pull(repo_id: str, folder: Path, revision: str | None = None, token: str | N
         folder.mkdir(parents=True, exist_ok=True)
         # The JSON last, as it is written.
         for file in sorted(files, key=lambda file: file.name == JSON):
-            replace_file(folder / file.name, file.read_bytes())
+            write_atomically(folder / file.name, file.read_bytes())
     return Path(snapshot).name
 
 

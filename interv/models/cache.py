@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-from interv.errors import StorageError
+from filelock import FileLock
+
+from interv.storage import replacing_folder, writing
 
 MANIFEST = "manifest.json"
 
@@ -36,10 +35,11 @@ def text_hash(text: str) -> str:
 
 
 def cached(key: str, build: Callable[[Path], None]) -> Path:
-    """The folder `key` of the cache, built by `build` if it is not there or is damaged.
+    """Return the folder `key` of the cache, built by `build` if it is not there or is damaged.
 
     `build` gets an empty folder and fills it. The folder appears under its name whole or not
     at all; every file's hash is in its manifest and is compared before the folder is returned.
+    One process at a time builds a key; the others wait for it.
 
     Raises:
         StorageError: the cache folder cannot be written, or the disk is full.
@@ -49,21 +49,13 @@ def cached(key: str, build: Callable[[Path], None]) -> Path:
         return target
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
-        try:
-            build(fresh)
-            hashes = {p.name: file_hash(p) for p in sorted(fresh.iterdir())}
-            (fresh / MANIFEST).write_text(json.dumps(hashes, indent=1))
-            if target.exists():
-                shutil.rmtree(target)
-            try:
-                fresh.rename(target)
-            except OSError:
-                # Another process was quicker: its folder is as good as ours.
-                if not _intact(target):
-                    raise
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
+        with FileLock(target.with_name(f".{target.name}.lock")):
+            # Another process may have built it while this one waited.
+            if not _intact(target):
+                with replacing_folder(target) as fresh:
+                    build(fresh)
+                    hashes = {p.name: file_hash(p) for p in sorted(fresh.iterdir())}
+                    (fresh / MANIFEST).write_text(json.dumps(hashes, indent=1))
     return target
 
 
@@ -73,15 +65,3 @@ def _intact(folder: Path) -> bool:
         return all(file_hash(folder / name) == known for name, known in hashes.items())
     except (OSError, ValueError):
         return False
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusal to write into an error that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(
-            f"{path}: cannot be written: {error.strerror or error}. What was computed before is "
-            "kept; make room or choose another folder, and run the same command again"
-        ) from error

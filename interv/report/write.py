@@ -18,11 +18,11 @@ from interv.report.figures import draw
 from interv.report.patch import draw_patch, patch_report
 from interv.report.reference_figures import draw_reference
 from interv.report.tables import prompts_table, results_table, summary_table, to_csv
-from interv.runner.folder import write_atomically
 from interv.runner.journal import JOURNAL, Journal, read
 from interv.runner.record import provenance
 from interv.spec import LoadedSpec, Spec
 from interv.spec.schema import ModelSection
+from interv.storage import write_atomically
 from interv.version import __version__
 
 RECORD = "run.json"

@@ -16,10 +16,10 @@ from pathlib import Path
 from interv.errors import Mark, UsageError
 from interv.plan.claims import read_cells
 from interv.report.claims import Verdict
-from interv.runner.folder import write_atomically
 from interv.spec import load_spec
 from interv.spec.claims import Claim
 from interv.spec.yaml import Path_
+from interv.storage import write_atomically
 
 _WORD = re.compile(r"[^\s,\]}#]+")
 _LINE_END = re.compile(r"\r\n|\r|\n")

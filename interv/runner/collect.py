@@ -26,7 +26,7 @@ from interv.models.anatomy import is_by_head
 from interv.plan.collect import CollectPlan
 from interv.runner import journal as journals
 from interv.runner import record as records
-from interv.runner.folder import write_atomically
+from interv.storage import write_atomically
 
 INDEX = "index.csv"
 _COLUMNS = ("row", "file", "row_in_file", "prompt", "position", "token_id", "token")

@@ -1,4 +1,4 @@
-"""A run's folder: made before the model loads, locked while in use, written atomically."""
+"""A run's folder: made before the model loads, locked while in use."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import contextlib
 import fcntl
 import json
 import os
-import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from interv.errors import ResumeError, StorageError
-from interv.models.cache import writing
+from interv.errors import ResumeError
+from interv.storage import writing
 
 LOCK = ".lock"
 SET_ASIDE = "-old-"
@@ -64,44 +63,6 @@ def _holder(text: str) -> str:
             " (" + command.read_bytes().replace(b"\0", b" ").decode(errors="replace").strip() + ")"
         )
     return f"process {pid} on {holder['host']}{shown}"
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replace a file's content, or leave it as it was.
-
-    Raises:
-        StorageError: it cannot be written.
-    """
-    fresh = path.with_name(f".{path.name}.tmp")
-    data = content.encode() if isinstance(content, str) else content
-    try:
-        with writing(path):
-            with fresh.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            fresh.replace(path)
-    except StorageError:
-        with contextlib.suppress(OSError):
-            fresh.unlink(missing_ok=True)
-        raise
-
-
-def copied(source: Path, target: Path) -> bool:
-    """Copy a folder, whole or not at all; False where it is not there.
-
-    Raises:
-        StorageError: it cannot be written.
-    """
-    if target.is_dir() or not source.is_dir():
-        return target.is_dir()
-    fresh = target.with_name(f".{target.name}.tmp")
-    with writing(target):
-        if fresh.is_dir():
-            shutil.rmtree(fresh)
-        shutil.copytree(source, fresh)
-        fresh.rename(target)
-    return True
 
 
 def set_aside(folder: Path) -> Path | None:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from interv.errors import ResumeError, StorageError
-from interv.models.cache import writing
-from interv.runner.folder import SET_ASIDE, write_atomically
+from interv.runner.folder import SET_ASIDE
+from interv.storage import write_atomically, writing
 
 JOURNAL = "journal.jsonl"
 Record = dict[str, Any]

@@ -52,21 +52,34 @@ def provenance() -> dict[str, Any]:
 
 
 def _git() -> dict[str, Any] | None:
-    """Commit of the working folder, and whether it has changes; None outside git."""
+    """Return the working folder's commit and whether it has changes; None outside git.
 
-    def ask(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", *arguments], capture_output=True, text=True, timeout=10, check=True
-            )
-        except (OSError, subprocess.SubprocessError):
-            return None
-        return done.stdout.strip()
-
-    commit = ask("rev-parse", "HEAD")
+    A repository's own configuration may name programs that `git status` runs (a file system
+    monitor, clean filters, those of its submodules): none of them runs here. A file whose
+    filter is left out and whose time stamp changed counts as a change.
+    """
+    commit = _ask_git("rev-parse", "HEAD")
     if commit is None:
         return None
-    return {"commit": commit, "dirty": bool(ask("status", "--porcelain"))}
+    off = ["-c", "core.fsmonitor=false"]
+    for key in (_ask_git("config", "--name-only", "--get-regexp", r"^filter\.") or "").split("\n"):
+        if key.endswith((".clean", ".process", ".smudge")):
+            off += ["-c", f"{key}="]
+        elif key.endswith(".required"):
+            off += ["-c", f"{key}=false"]
+    status = _ask_git(*off, "status", "--porcelain", "--ignore-submodules=all")
+    return {"commit": commit, "dirty": None if status is None else bool(status)}
+
+
+def _ask_git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "--no-optional-locks", *arguments],
+            capture_output=True, text=True, timeout=10, check=True, errors="replace",
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
 
 
 @contextlib.contextmanager

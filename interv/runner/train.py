@@ -16,19 +16,18 @@ from interv.engine.batch import BatchRunner
 from interv.engine.load import load_model
 from interv.errors import EngineError
 from interv.keep import Part, Trained, write
-from interv.models.cache import writing
 from interv.plan import ExecutorName
 from interv.plan.cells import digest
 from interv.plan.cost import free_cpu_bytes
 from interv.plan.train import SPLITS, Fit, TrainPlan, task_identity
 from interv.runner import sweep
 from interv.runner.certify import Certificate, refuse, tolerance
-from interv.runner.folder import copied
 from interv.runner.journal import Journal, Record
 from interv.runner.sweep import Kind, Step, Worker, free_gpu_bytes
 from interv.spec.made import MlpSection, TransformerSection
 from interv.spec.schema import ModelSection
 from interv.spec.train import UNTRAINED
+from interv.storage import copied, writing
 from interv.train.data import Group, groups_of
 from interv.train.fit import (
     Interchanging,

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from interv.errors import EngineError, ResumeError
-from interv.models.cache import writing
 from interv.spec.train import TrainedType, Training
+from interv.storage import replacing, writing
 
 Progress = Callable[[str], None]
 _WINDOWS = 4  # points of the loss curve in each epoch
@@ -208,19 +208,18 @@ def save(
     Raises:
         StorageError: it cannot be written.
     """
-    fresh = path.with_name(f".{path.name}.tmp")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(
-            {
-                "modules": modules.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "state": dict(vars(state)),
-                "best": best,
-            },
-            fresh,
-        )
-        fresh.replace(path)
+        with replacing(path) as file:
+            torch.save(
+                {
+                    "modules": modules.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "state": dict(vars(state)),
+                    "best": best,
+                },
+                file,
+            )
 
 
 def rate(section: Training, step: int, total: int) -> float:

@@ -38,7 +38,7 @@ from interv.engine.rotations import (
 )
 from interv.engine.runs import Site
 from interv.errors import EngineError, UsageError
-from interv.keep.format import Part, Trained, replace_file
+from interv.keep.format import Part, Trained
 from interv.keep.pyvene.words import (
     COMPONENTS,
     CONFIG,
@@ -52,8 +52,8 @@ from interv.keep.pyvene.words import (
     path_name,
 )
 from interv.models.anatomy import Anatomy, as_path
-from interv.models.cache import writing
 from interv.models.families import HEAD_PREFIX
+from interv.storage import write_atomically, writing
 
 
 def write_pyvene(folder: Path, trained: Trained, anatomy: Anatomy) -> None:
@@ -116,7 +116,7 @@ def write_pyvene(folder: Path, trained: Trained, anatomy: Anatomy) -> None:
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in {**files, CONFIG: (text + "\n").encode()}.items():
-            replace_file(folder / name, data)
+            write_atomically(folder / name, data)
 
 
 def _model_class(anatomy: Anatomy) -> str:

@@ -89,7 +89,7 @@ def write_page(run: Path, output: Path | None = None) -> Path:
         UsageError: no run folder, or its run has not finished.
         StorageError: a file cannot be read or written.
     """
-    from interv.runner.folder import write_atomically
+    from interv.storage import write_atomically
 
     page = run_page(read_folder(run))
     path = run / "report.html" if output is None else output
