@@ -99,6 +99,7 @@ def from_checkpoint(
         # Weights that are spread to disk are read from there for as long as the module lives.
         weakref.finalize(module, stack.pop_all().close)
     check_complete(files.label, files.facts.model_type, info)
+    module.name_or_path = module.config.name_or_path = str(source)
     return module
 
 
