@@ -15,7 +15,7 @@ import torch
 import transformers
 from torch import nn
 
-from interv.engine.pretrained import auto_class, from_checkpoint
+from interv.engine.pretrained import auto_class, from_checkpoint, merged
 from interv.engine.recognise import recognise
 from interv.errors import IntervError, ModelError
 from interv.models import ModelFacts, ModelFiles
@@ -162,7 +162,8 @@ def _pretrained(
         options["device_map"] = section.device_map
     elif _is_quantised(files):
         options["device_map"] = {"": where}
-    return from_checkpoint(files, source, weights, options)
+    module = from_checkpoint(files, source, weights, options)
+    return module if files.adapter is None else merged(module, files.adapter)
 
 
 def _dequantised(path: Path, sha256: str) -> Path:

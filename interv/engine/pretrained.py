@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import re
 import tempfile
+import warnings
 import weakref
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,6 +17,7 @@ from transformers.models.auto import modeling_auto
 
 from interv.errors import ModelError
 from interv.models import ModelFacts, ModelFiles
+from interv.models.adapter import Adapter
 from interv.models.checkpoint import Weights
 
 # What checkpoints of a type hold beside the weights of its language model: buffers that its code
@@ -126,6 +129,33 @@ def check_complete(label: str, model_type: str, info: Mapping[str, Iterable[Any]
             f"{label}: has {len(unused)} weights that a '{model_type}' of its config has no place "
             f"for: {_some(unused)}"
         )
+
+
+def merged(module: Any, adapter: Adapter) -> Any:
+    """Add an adapter to a model's weights, in the numbers that the model computes in.
+
+    Raises:
+        ModelError: a weight of the adapter is missing, or one is not used.
+    """
+    peft = importlib.import_module("peft")
+    config = peft.PeftConfig.from_pretrained(str(adapter.folder), local_files_only=True)
+    config.inference_mode = True
+    with warnings.catch_warnings():
+        # What peft calls of transformers is deprecated there.
+        warnings.simplefilter("ignore", FutureWarning)
+        wrapped = peft.PeftModel(module, config, autocast_adapter_dtype=False)
+    found = wrapped.load_adapter(
+        str(adapter.folder), "default", is_trainable=False, autocast_adapter_dtype=False
+    )
+    for names, what in (
+        (found.missing_keys, "are missing or misshapen"),
+        (found.unexpected_keys, "have no place in the model"),
+    ):
+        if names:
+            raise ModelError(
+                f"{adapter.weights}: {len(names)} weights of the adapter {what}: {_some(names)}"
+            )
+    return wrapped.merge_and_unload(safe_merge=True)
 
 
 def _some(names: list[str]) -> str:

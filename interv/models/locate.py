@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from interv.errors import ModelError, nearest
 from interv.models import gguf
+from interv.models.adapter import CONFIG, Adapter, read_adapter
 from interv.models.cache import file_hash, text_hash
 from interv.models.checkpoint import (
     Weights,
@@ -53,6 +54,7 @@ class ModelFiles:
     identity: str | None = None
     absent: tuple[str, ...] = ()
     weights: Weights | None = None
+    adapter: Adapter | None = None
 
 
 def locate(section: ModelSection, seed: int) -> ModelFiles:
@@ -98,9 +100,55 @@ def _from_path(path: Path) -> ModelFiles:
             f"model.path: {path} is neither a folder nor a file"
             + (f"; did you mean '{near}'?" if near else "")
         )
-    if not (path / "config.json").is_file():
-        raise ModelError(f"model.path: {path} has no config.json")
-    return _from_folder(path, path.name, "folder", None)
+    if not (path / "config.json").is_file() and not (path / CONFIG).is_file():
+        pipeline = (path / "model_index.json").is_file()
+        hint = "; it is a pipeline of models: name the folder of one of them" if pipeline else ""
+        raise ModelError(f"model.path: {path} has no config.json{hint}")
+    return _adapted(path, path.name, "folder", None)
+
+
+def _adapted(
+    folder: Path, label: str, origin: Literal["hub", "folder"], identity: str | None
+) -> ModelFiles:
+    """Read a model's folder, with its adapter, or an adapter's, with its base.
+
+    Args:
+        identity: what names the folder's content, where something does (a commit of the hub).
+
+    Raises:
+        ModelError: the files are damaged, or the adapter cannot be merged.
+    """
+    adapter = read_adapter(folder)
+    if (folder / "config.json").is_file() and (
+        adapter is None or find_weights(folder, read_json(folder / "config.json")) is not None
+    ):
+        base = _from_folder(folder, label, origin, identity)
+    else:
+        assert adapter is not None
+        name, revision = adapter.base
+        base = (
+            _from_folder(name, label, "folder", None)
+            if isinstance(name, Path)
+            else _from_hub(name, revision)
+        )
+    if adapter is None:
+        return base
+    if "quantization_config" in (base.config or {}):
+        raise ModelError(
+            f"{folder / CONFIG}: an adapter merged into quantised weights would be rounded with "
+            "them; expected a base in full precision"
+        )
+    own = read_tokenizer(folder)
+    absent = tuple(a for a in base.absent if own is None or not a.startswith("tokenizer"))
+    whole = text_hash(json.dumps([base.identity, adapter.identity])) if base.identity else None
+    return replace(
+        base,
+        label=label,
+        identity=whole,
+        tokenizer=own or base.tokenizer,
+        absent=absent,
+        adapter=adapter,
+    )
 
 
 def _from_folder(
@@ -173,10 +221,14 @@ def _from_hub(name: str, revision: str | None) -> ModelFiles:
             "owner/name, or a path that starts with ./"
             + (f"; did you mean '{near}'?" if near else "")
         )
-    config = try_to_load_from_cache(name, "config.json", revision=revision)
-    if not isinstance(config, str):
+    found = [
+        path
+        for file in ("config.json", CONFIG)
+        if isinstance(path := try_to_load_from_cache(name, file, revision=revision), str)
+    ]
+    if not found:
         why = f"the files of '{name}' are not in the hub's cache on this machine"
         return ModelFiles(name, "hub", absent=(f"config: {why}", f"tokenizer: {why}"))
     # .../snapshots/<commit>/config.json: the commit names the content.
-    folder = Path(config).parent
-    return _from_folder(folder, name, "hub", f"{name}@{folder.name}")
+    folder = Path(found[0]).parent
+    return _adapted(folder, name, "hub", f"{name}@{folder.name}")
