@@ -15,11 +15,13 @@ import torch
 import transformers
 from torch import nn
 
+from interv.engine.pretrained import auto_class, from_checkpoint, merged
 from interv.engine.recognise import recognise
 from interv.errors import IntervError, ModelError
 from interv.models import ModelFacts, ModelFiles
 from interv.models.anatomy import Anatomy
 from interv.models.cache import cached
+from interv.models.checkpoint import Weights
 from interv.models.config import read_facts
 from interv.spec.schema import ModelSection
 
@@ -137,13 +139,8 @@ def _random(files: ModelFiles, options: dict[str, Any], seed: int) -> Any:
     config = transformers.AutoConfig.for_model(fields.pop("model_type"), **fields)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return _auto(files).from_config(config, **options)
-
-
-def _auto(files: ModelFiles) -> Any:
-    """The class of transformers that loads a family."""
-    family = files.facts.family if files.facts else None
-    return getattr(transformers, family.auto if family else "AutoModelForCausalLM")
+        assert files.facts is not None
+        return auto_class(files.facts).from_config(config, **options)
 
 
 def _is_quantised(files: ModelFiles) -> bool:
@@ -157,38 +154,16 @@ def _pretrained(
     if files.origin == "gguf":
         assert files.gguf_file is not None and files.identity is not None
         source = _dequantised(files.gguf_file, files.identity)
+        weights = Weights((source / "model.safetensors",))
     else:
-        assert files.folder is not None
-        source = files.folder
+        assert files.folder is not None and files.weights is not None
+        source, weights = files.folder, files.weights
     if section.device_map is not None:
         options["device_map"] = section.device_map
     elif _is_quantised(files):
         options["device_map"] = {"": where}
-    module, info = _auto(files).from_pretrained(
-        str(source),
-        trust_remote_code=False,
-        local_files_only=True,
-        output_loading_info=True,
-        **options,
-    )
-    assert files.facts is not None
-    family = files.facts.family
-    blocks = family.blocks if family and isinstance(family.blocks, str) else "model.layers"
-    # Of unexpected weights those of further blocks mean that the config cuts the model short;
-    # GPT-2's attention masks, once saved with the weights, mean nothing.
-    extra = [
-        key
-        for key in sorted(info["unexpected_keys"])
-        if key.startswith(blocks) and not key.endswith(("attn.bias", "masked_bias"))
-    ]
-    if extra:
-        raise ModelError(f"{files.label}: has weights that its config has no place for: {extra[0]}")
-    # transformers fills what is missing with random numbers and warns.
-    missing = sorted(info["missing_keys"]) + sorted(str(k) for k in info["mismatched_keys"])
-    if missing:
-        some = ", ".join(missing[:3])
-        raise ModelError(f"{files.label}: {len(missing)} weights are missing or misshapen: {some}")
-    return module
+    module = from_checkpoint(files, source, weights, options)
+    return module if files.adapter is None else merged(module, files.adapter)
 
 
 def _dequantised(path: Path, sha256: str) -> Path:

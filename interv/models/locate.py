@@ -10,13 +10,23 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
 from interv.errors import ModelError, nearest
 from interv.models import gguf
+from interv.models.adapter import CONFIG, Adapter, read_adapter
 from interv.models.cache import file_hash, text_hash
+from interv.models.checkpoint import (
+    Weights,
+    check_head,
+    check_kind,
+    count_parameters,
+    find_weights,
+    no_weights,
+    read_json,
+    tensor_shapes,
+)
 from interv.models.config import ModelFacts, read_facts
 from interv.models.tokenizer import PromptTokenizer, read_tokenizer
 from interv.spec.schema import ModelSection
@@ -43,6 +53,8 @@ class ModelFiles:
     tokenizer: PromptTokenizer | None = None
     identity: str | None = None
     absent: tuple[str, ...] = ()
+    weights: Weights | None = None
+    adapter: Adapter | None = None
 
 
 def locate(section: ModelSection, seed: int) -> ModelFiles:
@@ -72,6 +84,7 @@ def locate(section: ModelSection, seed: int) -> ModelFiles:
 def _from_config(config: Mapping[str, Any], seed: int) -> ModelFiles:
     identity = text_hash(json.dumps([dict(config), seed], sort_keys=True))
     label = f"random {config.get('model_type', 'model')}"
+    check_kind(config, "model.config")
     facts = read_facts(config, "model.config")
     absent = ("tokenizer: a random model has none; set model.tokenizer",)
     return ModelFiles(label, "config", config=config, facts=facts, identity=identity, absent=absent)
@@ -87,55 +100,93 @@ def _from_path(path: Path) -> ModelFiles:
             f"model.path: {path} is neither a folder nor a file"
             + (f"; did you mean '{near}'?" if near else "")
         )
-    if not (path / "config.json").is_file():
-        raise ModelError(f"model.path: {path} has no config.json")
-    return _from_folder(path, path.name, "folder", None)
+    if not (path / "config.json").is_file() and not (path / CONFIG).is_file():
+        pipeline = (path / "model_index.json").is_file()
+        hint = "; it is a pipeline of models: name the folder of one of them" if pipeline else ""
+        raise ModelError(f"model.path: {path} has no config.json{hint}")
+    return _adapted(path, path.name, "folder", None)
+
+
+def _adapted(
+    folder: Path, label: str, origin: Literal["hub", "folder"], identity: str | None
+) -> ModelFiles:
+    """Read a model's folder, with its adapter, or an adapter's, with its base.
+
+    Args:
+        identity: what names the folder's content, where something does (a commit of the hub).
+
+    Raises:
+        ModelError: the files are damaged, or the adapter cannot be merged.
+    """
+    adapter = read_adapter(folder)
+    if (folder / "config.json").is_file() and (
+        adapter is None or find_weights(folder, read_json(folder / "config.json")) is not None
+    ):
+        base = _from_folder(folder, label, origin, identity)
+    else:
+        assert adapter is not None
+        name, revision = adapter.base
+        base = (
+            _from_folder(name, label, "folder", None)
+            if isinstance(name, Path)
+            else _from_hub(name, revision)
+        )
+    if adapter is None:
+        return base
+    if "quantization_config" in (base.config or {}):
+        raise ModelError(
+            f"{folder / CONFIG}: an adapter merged into quantised weights would be rounded with "
+            "them; expected a base in full precision"
+        )
+    own = read_tokenizer(folder)
+    absent = tuple(a for a in base.absent if own is None or not a.startswith("tokenizer"))
+    whole = text_hash(json.dumps([base.identity, adapter.identity])) if base.identity else None
+    return replace(
+        base,
+        label=label,
+        identity=whole,
+        tokenizer=own or base.tokenizer,
+        absent=absent,
+        adapter=adapter,
+    )
 
 
 def _from_folder(
     folder: Path, label: str, origin: Literal["hub", "folder"], identity: str | None
 ) -> ModelFiles:
-    try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{folder / 'config.json'}: is not JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise ModelError(f"{folder / 'config.json'}: is not an object")
-    weights = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
+    """Read a model's folder.
+
+    Args:
+        identity: what names the folder's content, where something does (a commit of the hub).
+    """
+    config = read_json(folder / "config.json")
+    check_kind(config, str(folder / "config.json"))
     absent: list[str] = []
     tokenizer = read_tokenizer(folder)
     if tokenizer is None:
         absent.append(f"tokenizer: {folder} has no tokenizer.json")
-    if not weights:
+    weights = find_weights(folder, config)
+    shapes = tensor_shapes(weights) if weights else None
+    if weights is None:
         identity = None
-        absent.append(f"weights: {folder} has no safetensors")
+        absent.append(no_weights(folder))
     elif identity is None:
-        indexes = sorted(folder.glob("*.index.json"))
-        names = [p.name for p in (*weights, *indexes)] + ["config.json"]
-        identity = text_hash(json.dumps([[n, file_hash(folder / n)] for n in names]))
-    facts = read_facts(config, str(folder / "config.json"), _count_parameters(weights))
+        hashes = [*weights.hashes(), ("config.json", file_hash(folder / "config.json"))]
+        identity = text_hash(json.dumps(hashes))
+    facts = read_facts(config, str(folder / "config.json"), count_parameters(shapes))
+    if shapes:
+        check_head(shapes, facts.model_type, str(folder))
     return ModelFiles(
-        label, origin, folder, None, config, facts, tokenizer, identity, tuple(absent)
+        label,
+        origin,
+        folder,
+        config=config,
+        facts=facts,
+        tokenizer=tokenizer,
+        identity=identity,
+        absent=tuple(absent),
+        weights=weights,
     )
-
-
-def _count_parameters(weights: list[Path]) -> int | None:
-    """Number of parameters, from the headers of safetensors files."""
-    total = 0
-    for path in weights:
-        if path.suffix != ".safetensors":
-            return None
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if not 0 < length <= path.stat().st_size:
-                raise ModelError(f"{path}: is not a safetensors file; is it whole?")
-            try:
-                header = json.loads(file.read(length))
-                shapes = [t["shape"] for n, t in header.items() if n != "__metadata__"]
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ModelError(f"{path}: is not a safetensors file: {error}") from None
-        total += sum(prod(shape) for shape in shapes)
-    return total or None
 
 
 def _from_gguf(path: Path, label: str) -> ModelFiles:
@@ -170,10 +221,14 @@ def _from_hub(name: str, revision: str | None) -> ModelFiles:
             "owner/name, or a path that starts with ./"
             + (f"; did you mean '{near}'?" if near else "")
         )
-    config = try_to_load_from_cache(name, "config.json", revision=revision)
-    if not isinstance(config, str):
+    found = [
+        path
+        for file in ("config.json", CONFIG)
+        if isinstance(path := try_to_load_from_cache(name, file, revision=revision), str)
+    ]
+    if not found:
         why = f"the files of '{name}' are not in the hub's cache on this machine"
         return ModelFiles(name, "hub", absent=(f"config: {why}", f"tokenizer: {why}"))
     # .../snapshots/<commit>/config.json: the commit names the content.
-    folder = Path(config).parent
-    return _from_folder(folder, name, "hub", f"{name}@{folder.name}")
+    folder = Path(found[0]).parent
+    return _adapted(folder, name, "hub", f"{name}@{folder.name}")

@@ -23,6 +23,7 @@ from interv.errors import ModelError
 from interv.models import ModelFiles
 from interv.models.anatomy import Anatomy
 from interv.models.cache import cached
+from interv.models.checkpoint import find_weights
 from interv.models.made import MlpShape, class_indices, classes_of, made_identity, mlp_shape
 from interv.spec.made import MlpSection, TransformerSection
 from interv.task.causal_model import CausalModel
@@ -274,7 +275,8 @@ def transformer_from(
             "model.config more layers or wider ones, try another model.train.seed, or lower "
             "min_accuracy"
         )
-    return MadeTransformer(replace(files, folder=folder), accuracy)
+    weights = find_weights(folder, files.config or {})
+    return MadeTransformer(replace(files, folder=folder, weights=weights), accuracy)
 
 
 @dataclass(frozen=True)
