@@ -120,7 +120,12 @@ class TrainedType(Section):
     temperature: Annotated[
         list[Annotated[Finite, Field(gt=0)]], Field(min_length=2, max_length=2)
     ] = Field([50.0, 0.1], description="of masks and boundaries: first and last")
-    penalty: Finite = Field(0.0, ge=0, description="on the share of a mask that is open")
+    penalty: Finite = Field(
+        0.0,
+        ge=0,
+        description="times the sum of all boundaries, or of the shares of all masks that are open, "
+        "added to the loss; boundless DAS has 1",
+    )
     start: Literal["random", "pca"] = Field("random", description="of a rotation's columns")
     by_head: bool = Field(False, description="sigmoid_mask: one gate for each head")
     alpha: Finite = Field(1.0, gt=0, description="strength of a lora adapter")

@@ -187,11 +187,15 @@ def set_temperature(parts: Sequence[FitPart], value: float) -> None:
 
 
 def openness(parts: Sequence[FitPart]) -> Tensor | None:
-    """The mean share of what is exchanged, over all gates; None where there are none."""
+    """The sum over gates of the share that each exchanges; None where there are none.
+
+    Of a boundary that is its parameter β, as the loss of pyvene's Boundless DAS notebook adds
+    it; of a mask the mean of its coordinates' gates.
+    """
     gates = [module for module in modules_of(parts) if isinstance(module, Gate)]
-    # A boundary beyond its limits has no gradient in its gates: the penalty is on itself.
+    # The parameter itself, since a boundary beyond its limits has no gradient in its gates.
     shares = [g.boundary if isinstance(g, Boundary) else g().mean() for g in gates]
-    return torch.stack(shares).mean() if shares else None
+    return torch.stack(shares).sum() if shares else None
 
 
 def randomised(parts: Sequence[FitPart], seed: int) -> list[FitPart]:
