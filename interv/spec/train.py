@@ -25,7 +25,7 @@ RANKED = ("rotated_space", "low_rank_rotated_space", "pca_rotated_space", "lora"
 """Types that exchange a number of dimensions, or adapt with so many."""
 TEMPERED = ("boundless_rotated_space", "sigmoid_mask", "sigmoid_mask_rotated_space")
 UNTRAINED = ("vanilla", "pca_rotated_space")
-"""Types without parameters: they are evaluated."""
+"""Types without parameters to train: they are evaluated. So is a given autoencoder."""
 
 TypeName = Literal[
     "vanilla",
@@ -100,7 +100,10 @@ class Dictionary(Section):
     """The autoencoder whose latents are exchanged."""
 
     path: str | None = Field(
-        None, description="safetensors with encoder, encoder_bias, decoder, decoder_bias"
+        None,
+        description="safetensors with encoder [width, latent], encoder_bias, decoder "
+        "[latent, width], decoder_bias, and of a JumpReLU autoencoder threshold [latent]; it is "
+        "not trained; unset: one of `latents` is trained with the exchange",
     )
     latents: int = Field(256, ge=1, description="of one that is trained with the exchange")
     error_term: bool = Field(True, description="what the reconstruction misses stays as it is")
@@ -130,6 +133,15 @@ class TrainedType(Section):
     by_head: bool = Field(False, description="sigmoid_mask: one gate for each head")
     alpha: Finite = Field(1.0, gt=0, description="strength of a lora adapter")
     dictionary: Dictionary = Dictionary()
+    train_dictionary: bool = Field(
+        False, description="train the autoencoder of `dictionary.path` further, by the exchange"
+    )
+
+    def trains(self, kind: str) -> bool:
+        """Whether a type has parameters that are trained; else it is evaluated as it is."""
+        if kind == "autoencoder":
+            return self.dictionary.path is None or self.train_dictionary
+        return kind not in UNTRAINED
 
     @model_validator(mode="before")
     @classmethod
