@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -195,3 +197,33 @@ def test_checkpointing_keeps_less_for_the_same_gradients(name: str, from_kept: b
     after = {key: list(module._forward_hooks) for key, module in plain.model.named_modules()}
     assert before == after
     assert not any("forward" in vars(module) for module in plain.model.modules())
+
+
+@pytest.mark.parametrize("from_kept", [True, False])
+def test_checkpointing_leaves_a_foreign_forward_in_place(from_kept: bool) -> None:
+    plain = runner.__wrapped__("llama")
+    swap = LowRankRotatedSpace(Rotation.seeded(WIDTH, 3, 0).double())
+    edits = edits_of(plain, swap, spot("block_output", 0))
+    kept = kept_for(plain, edits) if from_kept else None
+    _, wanted = _saved(plain, edits, kept)
+    calls: list[int] = []
+
+    def wrapped(number: int, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def forward_of_another(*args: Any, **kwargs: Any) -> Any:
+            calls.append(number)
+            return forward(*args, **kwargs)
+
+        return forward_of_another
+
+    # As `accelerate.hooks.add_hook_to_module` does: an attribute of the module itself.
+    blocks = list(plain.model.model.layers)
+    for number, block in enumerate(blocks):
+        block.forward = wrapped(number, block.forward)
+    before = [vars(block)["forward"] for block in blocks]
+    sparing = BatchRunner(plain.model, plain.anatomy, checkpointing=True)
+    _, found = _saved(sparing, edits, kept)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+    assert [vars(block).get("forward") for block in blocks] == before
+    last = len(blocks) - 1
+    assert calls.count(last) == 2, "once forward, once in the backward pass"

@@ -294,6 +294,36 @@ WRONG: list[tuple[dict[str, Any], dict[str, Any], str, str | None, tuple[Any, ..
         None,
         ("templates", 0),
     ),
+    *(
+        (
+            {**COUNTRY, "o": "country"},
+            {"templates": ["In {country}", text]},
+            f"'{brace}' at character {character} of '{text}' belongs to no placeholder",
+            None,
+            ("templates", 1),
+        )
+        for text, brace, character in (
+            ("In {country is", "{", 4),
+            ("In { country } is", "{", 4),
+            ("In {country.name} is", "{", 4),
+            ("In {0} {country}", "{", 4),
+            ("In {country}} is", "}", 13),
+        )
+    ),
+    (
+        {**COUNTRY, "o": "country"},
+        {"templates": ["In {country}", "In France"]},
+        "template 2 has no variable",
+        None,
+        ("templates", 1),
+    ),
+    (
+        {**COUNTRY, "o": "country"},
+        {"templates": ["In {country}"], "answer": " {o} }"},
+        "'}' at character 6 of ' {o} }'",
+        None,
+        ("answer",),
+    ),
 ]
 
 
@@ -623,6 +653,14 @@ def test_each_mention_of_a_placeholder_has_its_span() -> None:
         assert own == (twice if number % 2 == 0 else {"a": a, "b": b})
     assert spans(filled[0])["a1"] == spans(filled[0])["a"] < spans(filled[0])["a2"]
     assert answer_text(made, values["o"][0]) == f" {values['o'][0]}"
+
+
+def test_doubled_braces_are_braces_of_the_text() -> None:
+    made = model({"a": ["x", "y"], "o": "a"}, "o", templates="{{'is': {a}}}", answer=" {{{o}")
+    values, templates = samples(made, 20, 0)
+    [text] = {one.text for one in render(made, values, templates) if "x" in one.text}
+    assert text == "{'is': x}"
+    assert {answer_text(made, value) for value in values["o"]} == {" {x", " {y"}
 
 
 def test_templates_of_base_and_source() -> None:

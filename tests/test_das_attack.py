@@ -263,6 +263,37 @@ def test_gradients_are_a_full_models(where: str, several: bool, tmp_path: Path) 
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * float(other.abs().max()))
 
 
+def test_the_loss_of_boundless_das_has_the_sum_of_its_boundaries(tmp_path: Path) -> None:
+    # As in pyvene's Boundless_DAS notebook: cross-entropy, a mean over the batch, plus
+    # 1.0 * intervention_boundaries.sum().
+    options = {"type": "boundless_rotated_space", "penalty": 1.0}
+    path = write(tmp_path, **{**CHOOSING, "variables": ["first", "a"], "intervention": options})
+    plan = make_train_plan(load_spec(path, kind="train-das"))
+    loaded = load(plan)
+    model = loaded.module.double()
+    runner = BatchRunner(model, loaded.anatomy)
+    [fit] = plan.fits
+    split = prepare(runner, groups_of(plan, "train"), fit, 2**30)
+    trainee = Intervening(plan.spec, fit, runner, split, split, None, 0)
+    trainee.modules.double()
+    boundaries = [part.intervention.boundary for part in trainee.parts]
+    for boundary, value in zip(boundaries, (0.3, 0.7), strict=True):
+        boundary.boundary.data.fill_(value)
+    trainee.temper(1.5)
+    parameters = list(trainee.modules.parameters())
+    found = trainee.loss(torch.arange(len(split))) / len(split)
+    wanted = sum((boundary.boundary for boundary in boundaries), torch.zeros(()))
+    pairs = [e for e in plan.exchanges if e.split == "train"]
+    for exchange in pairs:
+        logits = full_model(model, trainee.parts, plan.spec.variables, exchange)
+        label = torch.tensor(exchange.label_id)
+        wanted = wanted + nn.functional.cross_entropy(logits, label) / len(pairs)
+    assert float(found.detach()) == pytest.approx(float(wanted.detach()), rel=1e-7)
+    gradients = torch.autograd.grad(found, parameters)
+    for one, other in zip(gradients, torch.autograd.grad(wanted, parameters), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-9)
+
+
 def test_labels_and_positions_of_two_templates(tmp_path: Path) -> None:
     path = write(tmp_path, **{**CHOOSING, "variables": ["first", "a"]})
     plan = make_train_plan(load_spec(path, kind="train-das"))

@@ -53,7 +53,7 @@ def test_jump_relu_autoencoder_swaps_latents() -> None:
 
         def encode(x: Tensor) -> Tensor:
             before = x @ d.encoder + d.encoder_bias
-            return torch.where((before > d.threshold) & (before > 0), before, 0.0)
+            return torch.where(before > d.threshold, before, 0.0)
 
         latents, others = encode(BASE), encode(SOURCE)
         relu = (BASE @ d.encoder + d.encoder_bias).clamp(min=0)
@@ -65,6 +65,14 @@ def test_jump_relu_autoencoder_swaps_latents() -> None:
         torch.testing.assert_close(bare, swapped)
         kept = JumpReLUAutoencoder(d, (2, 5)).apply(BASE, SOURCE)
         torch.testing.assert_close(kept, swapped + BASE - rebuilt, atol=1e-5, rtol=1e-5)
+
+
+def test_a_latent_below_a_negative_threshold_only_is_off() -> None:
+    zeros = torch.zeros(2)
+    d = JumpReluDictionary(torch.eye(2), zeros, torch.eye(2), zeros, torch.tensor([-1.0, 1e9]))
+    with torch.no_grad():
+        found = d.encode(torch.tensor([[-0.5, 5.0], [-1.0, 5.0], [0.0, 0.0], [2.0, 1e10]]))
+    assert found.tolist() == [[-0.5, 0], [0, 0], [0, 0], [2.0, 1e10]]
 
 
 def test_latents_are_edited() -> None:
@@ -106,6 +114,7 @@ def test_autoencoder_as_pyvene() -> None:
 
 def test_jump_relu_autoencoder_as_pyvene() -> None:
     d = jump_dictionary()
+    d.threshold.clamp_(min=0)  # below 0 pyvene takes the ReLU too
     module = as_pyvene("JumpReLUAutoencoder", low_rank_dimension=9)
     state = {"W_enc": d.encoder, "b_enc": d.encoder_bias, "threshold": d.threshold}
     state |= {"W_dec": d.decoder, "b_dec": d.decoder_bias}

@@ -467,6 +467,14 @@ def test_one_head_that_we_write(name: str, tmp_path: Path) -> None:
         write_pyvene(tmp_path, Trained((two,), {}), anatomy_of(model("gpt2")))
 
 
+def test_latents_that_are_never_negative_in_pyvene(tmp_path: Path) -> None:
+    d = jump(WIDTH)
+    d.threshold[4] = -0.1
+    part = Part(Site("block_output", 1), 4, "x", JumpReLUAutoencoder(d, error_term=False))
+    with pytest.raises(UsageError, match="threshold is below 0"):
+        write_pyvene(tmp_path, Trained((part,), {}), anatomy_of(model("gpt2")))
+
+
 @pytest.mark.parametrize("name", ["rotated, some", "low rank", "pca"])
 def test_columns_that_we_write(name: str, tmp_path: Path) -> None:
     """A basis of some columns is a basis of low rank of all."""

@@ -337,6 +337,8 @@ WRONG = [
     ("gendered_pronouns", {"templates": ["So he is"]}, "template 1 has no {NAME}", "{NAME} once"),
     ("capitals", {"templates": ["The capital is"]}, "has no {COUNTRY}", "{COUNTRY} once"),
     ("multiple_choice", {"templates": ["{FACT}: {A} {B} {C} or"]}, "no {D}", "{D} once"),
+    ("ioi", {"templates": [IOI, IOI + " {PLACE.name}"]}, "belongs to no placeholder", "{name}"),
+    ("ioi", {"templates": ["{ S } and {IO}"]}, "'{' at character 1 of '{ S } and {IO}'", "{{"),
 ]
 
 
@@ -454,3 +456,9 @@ def test_pairs_of_the_default_model_have_equal_length(task: str, counterfactual:
         for answer in example.answers + example.wrong:
             both = tokenizer.encode(example.clean + answer).ids
             assert both == (*clean.ids, *tokenizer.encode(answer).ids)
+
+
+def test_a_wrong_template_is_told_at_its_place() -> None:
+    with pytest.raises(TaskError) as error:
+        make_examples("ioi", 4, 0, single_digits, templates=[IOI, IOI + " {PLACE.name}"])
+    assert error.value.at == ("templates", 1)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from interv.engine.attention import Call, routing
-from interv.engine.hooks import Visit, find_module, skipping, visiting
+from interv.engine.hooks import Visit, find_module, running, skipping, visiting
 from interv.engine.interventions import Intervention
 from interv.engine.reference import check_finite, output_of
 from interv.engine.rows import BY_POSITION, recording
@@ -373,14 +373,14 @@ class BatchRunner:
         with contextlib.ExitStack() as stack:
             for i, block in enumerate(blocks.children()):
                 if i >= first and i not in inside:
-                    block.forward = functools.partial(
+                    again_later = functools.partial(
                         checkpoint,
                         block.forward,
                         use_reentrant=False,
                         preserve_rng_state=False,
                         context_fn=lambda: (contextlib.nullcontext(), again()),
                     )
-                    stack.callback(block.__delattr__, "forward")
+                    stack.enter_context(running(block, again_later))
             yield
 
     def _at(self, rows: Tensor, spot: Spot, first: int) -> Tensor:

@@ -58,6 +58,13 @@ class Dictionary(nn.Module, ABC):
     def encode(self, activations: Tensor) -> Tensor:
         """Latents `[..., n_latents]` of activations `[..., width]`, in the parameters' numbers."""
 
+    @torch.no_grad()
+    def rotate(self, rotation: Tensor) -> None:
+        """Turn every latent's directions by an orthogonal matrix `[width, width]`."""
+        turn = rotation.to(self.encoder)
+        self.encoder.copy_(turn @ self.encoder)
+        self.decoder.copy_(self.decoder @ turn.T)
+
     def decode(self, latents: Tensor) -> Tensor:
         """Activations `[..., width]` of latents `[..., n_latents]`."""
         return latents @ self.decoder + self.decoder_bias
@@ -87,10 +94,11 @@ class ReluDictionary(Dictionary):
 
 @final
 class JumpReluDictionary(Dictionary):
-    """z = p where p > threshold and p > 0, else 0; p = x encoder + encoder_bias.
+    """z = p · 1[p > threshold], p = x encoder + encoder_bias.
 
-    Rajamanoharan et al. 2024 (arXiv 2407.14435). The threshold `[n_latents]` is a buffer: a step
-    has no gradient.
+    Rajamanoharan et al. 2024 (arXiv 2407.14435), as SAELens computes it: below a negative
+    threshold only. pyvene and Gemma Scope's code take the ReLU of z too, which is the same where
+    no threshold is negative. The threshold `[n_latents]` is a buffer: a step has no gradient.
     """
 
     threshold: Tensor
@@ -109,7 +117,7 @@ class JumpReluDictionary(Dictionary):
 
     def encode(self, activations: Tensor) -> Tensor:
         before = activations @ self.encoder + self.encoder_bias
-        return torch.relu(before) * (before > self.threshold)
+        return torch.where(before > self.threshold, before, torch.zeros_like(before))
 
 
 @dataclass(frozen=True, eq=False)

@@ -83,23 +83,33 @@ def foreign_hooks(model: nn.Module) -> list[str]:
 @contextlib.contextmanager
 def skipping(blocks: nn.Module, upto: int, *, in_tuple: bool) -> Iterator[None]:
     """Within: blocks before `upto` pass on what they get, in a tuple where they give tuples."""
-    skipped = [child for _, child in zip(range(upto), blocks.children(), strict=False)]
-    before = [vars(block).get("forward") for block in skipped]
 
     def passing(*args: Any, **kwargs: Any) -> Any:
         value = args[0] if args else kwargs["hidden_states"]
         return (value, None) if in_tuple else value
 
+    with contextlib.ExitStack() as stack:
+        for _, block in zip(range(upto), blocks.children(), strict=False):
+            stack.enter_context(running(block, passing))
+        yield
+
+
+@contextlib.contextmanager
+def running(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Within: the module runs `forward`; afterwards what it ran before.
+
+    That is its class's method, or an attribute of its own, as wrappers of other libraries are
+    (`accelerate` puts one on every module that it dispatches).
+    """
+    own = vars(module).get("forward")
+    module.forward = forward
     try:
-        for block in skipped:
-            block.forward = passing
         yield
     finally:
-        for block, old in zip(skipped, before, strict=True):
-            if vars(block).get("forward") is passing:
-                del block.forward
-            if old is not None:
-                block.forward = old
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own
 
 
 @contextlib.contextmanager

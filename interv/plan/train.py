@@ -14,7 +14,7 @@ from interv.models.made import MlpShape
 from interv.plan.cells import Cell, Plan
 from interv.plan.train_grid import FitSite
 from interv.spec import LoadedSpec
-from interv.spec.train import UNTRAINED, TrainSpec, part_of
+from interv.spec.train import TrainSpec, part_of
 from interv.task.causal_model import CausalModel
 from interv.task.causal_pairs import interchanges
 from interv.task.exchanges import Exchange
@@ -105,7 +105,8 @@ class TrainPlan(Plan):
         if not self.spec.controls.shuffled or self.spec.train.what == "model":
             return []
         first = self.spec.train.seeds[0]
-        return [f for f in self.fits if f.seed == first and f.type not in UNTRAINED]
+        trains = self.spec.intervention.trains
+        return [f for f in self.fits if f.seed == first and trains(f.type)]
 
     def size(self, split: str) -> int:
         """Pairs that were asked for."""

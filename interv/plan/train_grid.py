@@ -230,6 +230,15 @@ class Expander:
                 message = f"by_head at {site.component}, which is not by head"
                 self._tell(("intervention", "by_head"), message, "a head_... component")
 
+    def check_dictionary(self, width: int, sites: Sequence[FitSite]) -> None:
+        """That a given autoencoder is as wide as every site."""
+        for site in sites:
+            found = self._width(site)
+            if found is not None and found != width:
+                message = f"an autoencoder {width} wide, {site.component} is {found} wide"
+                at = ("intervention", "dictionary", "path")
+                self._tell(at, message, f"one that is {found} wide")
+
     def check_rank(self, i: int, sites: Sequence[FitSite], kind: str, rank: int | None) -> None:
         """That the dimensions of all variables fit into every site."""
         if rank is None or self._anatomy is None:

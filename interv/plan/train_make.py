@@ -10,6 +10,12 @@ from pathlib import Path
 from interv.errors import ModelError, Problem, SpecError, nearest
 from interv.models import ModelFiles
 from interv.models.cache import file_hash, text_hash
+from interv.models.dictionaries import (
+    TENSORS,
+    THRESHOLD,
+    DictionaryShape,
+    read_dictionary_shape,
+)
 from interv.models.made import MlpShape, classes_of, made_files, made_identity, mlp_shape
 from interv.plan.cells import digest
 from interv.plan.checks import check_text_model, check_tokens, located
@@ -38,7 +44,7 @@ from interv.task.causal_values import CausalError
 from interv.task.causal_vectors import input_width
 from interv.task.exchanges import Exchange, Reader
 
-_VERSION = 1  # of what a fit's id means
+_VERSION = 2  # of what a fit's id means
 
 
 def make_train_plan(loaded: LoadedSpec[TrainSpec], *, only_check: bool = False) -> TrainPlan:
@@ -250,16 +256,20 @@ def _identity(
     return text_hash(json.dumps([key, asked, [fit.id for fit in fits]], sort_keys=True))
 
 
-def _dictionary(loaded: LoadedSpec[TrainSpec], problems: list[Problem]) -> str:
-    """The hash of an autoencoder's file."""
+def _dictionary(
+    loaded: LoadedSpec[TrainSpec], problems: list[Problem]
+) -> tuple[str, DictionaryShape | None]:
+    """The hash of an autoencoder's file, and what it holds."""
     path = Path(str(loaded.spec.intervention.dictionary.path))
     try:
-        return file_hash(path)
-    except OSError as error:
-        message = f"{path}: {error.strerror or error}"
+        return file_hash(path), read_dictionary_shape(path)
+    except (OSError, ModelError) as error:
+        message = f"{path}: {error.strerror}" if isinstance(error, OSError) else str(error)
+        tensors = ", ".join(TENSORS)
+        expected = f"a safetensors file with {tensors}, and {THRESHOLD} of a JumpReLU autoencoder"
         at = ("intervention", "dictionary", "path")
-        problems.append(loaded.problem(at, message, "a safetensors file"))
-        return ""
+        problems.append(loaded.problem(at, message, expected))
+        return "", None
 
 
 def _fits(
@@ -273,8 +283,9 @@ def _fits(
     spec = loaded.spec
     expander = Expander(loaded, fitted_anatomy(files, shape), exchanges, problems)
     options = spec.intervention.model_dump(mode="json", exclude={"type", "rank"})
+    given: DictionaryShape | None = None
     if spec.intervention.dictionary.path is not None:
-        options["dictionary"]["path"] = _dictionary(loaded, problems)
+        options["dictionary"]["path"], given = _dictionary(loaded, problems)
     # Of which controls a fit's record has results.
     controls = spec.controls.model_dump(mode="json", include={"full", "random"})
     training = spec.train.model_dump(mode="json", exclude={"seeds", "checkpointing"})
@@ -282,6 +293,8 @@ def _fits(
         for component, layer, pos, role, sites in expander.of(i, grid):
             if spec.intervention.by_head:
                 expander.check_by_head(sites)
+            if given is not None and "autoencoder" in spec.intervention.type:
+                expander.check_dictionary(given.width, sites)
             for kind in spec.intervention.type:
                 ranks: Sequence[int | None] = spec.intervention.rank if kind in RANKED else [None]
                 for rank in ranks:

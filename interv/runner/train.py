@@ -26,7 +26,6 @@ from interv.runner.journal import Journal, Record
 from interv.runner.sweep import Kind, Step, Worker, free_gpu_bytes
 from interv.spec.made import MlpSection, TransformerSection
 from interv.spec.schema import ModelSection
-from interv.spec.train import UNTRAINED
 from interv.storage import copied, writing
 from interv.train.data import Group, groups_of
 from interv.train.fit import (
@@ -255,7 +254,7 @@ class TrainWorker(Worker[TrainPlan]):
 
     def _train(self, trainee: Intervening, fit: Fit, checkpoint: Path) -> State:
         spec = self.plan.spec
-        if fit.type in UNTRAINED or not trainee.groups():
+        if not spec.intervention.trains(fit.type):
             return State()
         return train(
             trainee,

@@ -25,7 +25,7 @@ RANKED = ("rotated_space", "low_rank_rotated_space", "pca_rotated_space", "lora"
 """Types that exchange a number of dimensions, or adapt with so many."""
 TEMPERED = ("boundless_rotated_space", "sigmoid_mask", "sigmoid_mask_rotated_space")
 UNTRAINED = ("vanilla", "pca_rotated_space")
-"""Types without parameters: they are evaluated."""
+"""Types without parameters to train: they are evaluated. So is a given autoencoder."""
 
 TypeName = Literal[
     "vanilla",
@@ -100,7 +100,10 @@ class Dictionary(Section):
     """The autoencoder whose latents are exchanged."""
 
     path: str | None = Field(
-        None, description="safetensors with encoder, encoder_bias, decoder, decoder_bias"
+        None,
+        description="safetensors with encoder [width, latent], encoder_bias, decoder "
+        "[latent, width], decoder_bias, and of a JumpReLU autoencoder threshold [latent]; it is "
+        "not trained; unset: one of `latents` is trained with the exchange",
     )
     latents: int = Field(256, ge=1, description="of one that is trained with the exchange")
     error_term: bool = Field(True, description="what the reconstruction misses stays as it is")
@@ -120,11 +123,25 @@ class TrainedType(Section):
     temperature: Annotated[
         list[Annotated[Finite, Field(gt=0)]], Field(min_length=2, max_length=2)
     ] = Field([50.0, 0.1], description="of masks and boundaries: first and last")
-    penalty: Finite = Field(0.0, ge=0, description="on the share of a mask that is open")
+    penalty: Finite = Field(
+        0.0,
+        ge=0,
+        description="times the sum of all boundaries, or of the shares of all masks that are open, "
+        "added to the loss; boundless DAS has 1",
+    )
     start: Literal["random", "pca"] = Field("random", description="of a rotation's columns")
     by_head: bool = Field(False, description="sigmoid_mask: one gate for each head")
     alpha: Finite = Field(1.0, gt=0, description="strength of a lora adapter")
     dictionary: Dictionary = Dictionary()
+    train_dictionary: bool = Field(
+        False, description="train the autoencoder of `dictionary.path` further, by the exchange"
+    )
+
+    def trains(self, kind: str) -> bool:
+        """Whether a type has parameters that are trained; else it is evaluated as it is."""
+        if kind == "autoencoder":
+            return self.dictionary.path is None or self.train_dictionary
+        return kind not in UNTRAINED
 
     @model_validator(mode="before")
     @classmethod

@@ -17,7 +17,7 @@ from interv.task.causal_expressions import Expression
 from interv.task.causal_model import CausalModel, Variable, answer_key, unknown
 from interv.task.causal_values import CausalError
 from interv.task.causal_variables import Functions, make_variable
-from interv.task.templates import Template
+from interv.task.templates import TaskError, Template
 
 __all__ = ["CausalError", "CausalModel", "Variable", "build", "unknown"]
 
@@ -147,7 +147,10 @@ def _ordered(parents: Mapping[str, tuple[str, ...]]) -> list[str]:
 def _templates(texts: Sequence[str], variables: Mapping[str, Variable]) -> tuple[Template, ...]:
     found = []
     for at, text in enumerate(texts):
-        template = Template.parse(at + 1, text)
+        template = _parsed(at + 1, text, ("templates", at))
+        if not template.slots:
+            message = f"template {at + 1} has no variable: every prompt would be the same"
+            raise CausalError(message, "prompts with {variable}s in them", at=("templates", at))
         for slot in template.slots:
             if slot not in variables:
                 raise unknown("variable", slot, variables).within("templates", at)
@@ -165,11 +168,18 @@ def _templates(texts: Sequence[str], variables: Mapping[str, Variable]) -> tuple
     return tuple(found)
 
 
+def _parsed(number: int, text: str, at: tuple[str | int, ...]) -> Template:
+    try:
+        return Template.parse(number, text)
+    except TaskError as error:
+        raise CausalError(error.message, error.expected, at=at) from None
+
+
 def _check_answer(model: CausalModel) -> None:
     """Raise CausalError for answers that do not fit the output or the templates."""
     at, values = ("answer",), model.variables[model.output].values
     if isinstance(model.answer, str):
-        slots = Template.parse(1, model.answer).slots
+        slots = _parsed(1, model.answer, at).slots
         if set(slots) != {model.output}:
             wrong = next((s for s in slots if s != model.output), None)
             found = f"has {{{wrong}}}" if wrong else "has no placeholder"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
@@ -11,7 +12,7 @@ import numpy as np
 
 from interv.task.causal_model import CausalModel, Variable, answer_key
 from interv.task.causal_values import Array, CausalError, Scalar, column
-from interv.task.templates import Filled, Span, Vocabulary, before
+from interv.task.templates import Filled, Span, Template, Vocabulary, before
 
 
 def value_text(variable: Variable, value: Any) -> str:
@@ -67,12 +68,17 @@ def answer_text(model: CausalModel, value: Any) -> str:
     plain = value.item() if isinstance(value, np.generic) else value
     if isinstance(model.answer, str):
         text = value_text(model.variables[model.output], plain)
-        return model.answer.replace(f"{{{model.output}}}", text)
+        return _answer_template(model.answer).fill({model.output: text}).text
     texts = {key.lower(): text for key, text in model.answer.items()}
     if answer_key(plain) not in texts:
         have = ", ".join(texts)
         raise CausalError(f"no answer for {answer_key(plain)}", f"one of: {have}", at=("answer",))
     return texts[answer_key(plain)]
+
+
+@functools.cache
+def _answer_template(text: str) -> Template:
+    return Template.parse(1, text)
 
 
 def answers(model: CausalModel) -> dict[Scalar, str] | None:

@@ -306,7 +306,7 @@ def _examples(
                 templates=data.templates,
             )
         except TaskError as error:
-            return [], [loaded.problem(("data", "task"), error.message, error.expected)]
+            return [], [loaded.problem(("data", *error.at), error.message, error.expected)]
         return [(i, example, ("data", "task"), None) for i, example in enumerate(made)], []
     found: list[_Found] = []
     problems: list[Problem] = []

@@ -12,15 +12,17 @@ from interv.errors import nearest
 IsToken = Callable[[str], bool]
 Span = tuple[int, int]
 Values = Mapping[str, str | Sequence[str]]
-_SLOT = re.compile(r"\{([A-Za-z_]\w*)\}")
+_PART = re.compile(r"\{\{|\}\}|\{([A-Za-z_]\w*)\}|[{}]")
 
 
 class TaskError(Exception):
-    """Why no examples can be made: a message, and what was expected."""
+    """Why no examples can be made: a message, what was expected, and where in the data section."""
 
-    def __init__(self, message: str, expected: str | None = None) -> None:
+    def __init__(
+        self, message: str, expected: str | None = None, at: tuple[str | int, ...] = ("task",)
+    ) -> None:
         super().__init__(message)
-        self.message, self.expected = message, expected
+        self.message, self.expected, self.at = message, expected, at
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,9 @@ class Filled:
 
 @dataclass(frozen=True)
 class Template:
-    """Text with placeholders; `number` counts from 1 in its list.
+    """Text with placeholders, `{name}`; `number` counts from 1 in its list.
+
+    Doubled braces, `{{` and `}}`, are braces of the text itself, as in Python's `str.format`.
 
     Attributes:
         literals: the text around the placeholders, one more than there are `slots`.
@@ -90,17 +94,40 @@ class Template:
 
     @classmethod
     def parse(cls, number: int, text: str) -> Template:
-        parts = _SLOT.split(text)
-        return cls(number, tuple(parts[::2]), tuple(parts[1::2]))
+        """Take a text apart.
+
+        Raises:
+            TaskError: a single brace that is no part of a placeholder.
+        """
+        literals, slots, end = [""], list[str](), 0
+        for part in _PART.finditer(text):
+            literals[-1] += text[end : part.start()]
+            end = part.end()
+            if part[1]:
+                slots.append(part[1])
+                literals.append("")
+            elif len(part[0]) == 2:
+                literals[-1] += part[0][0]
+            else:
+                raise TaskError(
+                    f"'{part[0]}' at character {part.start() + 1} of {text!r} belongs to no "
+                    "placeholder",
+                    "{name}, the name alone between the braces; {{ and }} for braces in the text",
+                    ("templates", number - 1),
+                )
+        literals[-1] += text[end:]
+        return cls(number, tuple(literals), tuple(slots))
 
     @property
     def text(self) -> str:
+        doubled = [literal.replace("{", "{{").replace("}", "}}") for literal in self.literals]
         slots = [f"{{{slot}}}" for slot in self.slots] + [""]
-        return "".join(a + b for a, b in zip(self.literals, slots, strict=True))
+        return "".join(a + b for a, b in zip(doubled, slots, strict=True))
 
     def error(self, why: str, expected: str | None = None) -> TaskError:
-        """The error that the template is wrong."""
-        return TaskError(f"template {self.number} {why}: {self.text!r}", expected)
+        """Return the error that the template is wrong."""
+        at = ("templates", self.number - 1)
+        return TaskError(f"template {self.number} {why}: {self.text!r}", expected, at)
 
     def fill(self, values: Values) -> Filled:
         """Put in the words: one for all mentions of a placeholder, or a word for each."""
@@ -163,6 +190,9 @@ class Recipe:
                 if wanted is not None and given != wanted:
                     has = f"has {{{slot}}} {_times(given)}" if given else f"has no {{{slot}}}"
                     raise template.error(has, f"{{{slot}}} {_times(wanted)}")
+            if not template.slots:
+                some = ", ".join(f"{{{name}}}" for name in self.slots)
+                raise template.error("has no placeholder: every prompt would be the same", some)
             if text[-1:].isspace():
                 raise template.error("ends in a space, and so would begin the answer with two")
         return list(found.values())

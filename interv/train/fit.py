@@ -90,7 +90,7 @@ class Intervening:
         lr = self._spec.train.lr
         boundaries = [m.boundary for m in self.modules.modules() if isinstance(m, Boundary)]
         known = set(map(id, boundaries))
-        others = [p for p in self.modules.parameters() if id(p) not in known]
+        others = [p for p in self.modules.parameters() if p.requires_grad and id(p) not in known]
         found: list[dict[str, Any]] = [{"params": others, "lr": lr}] if others else []
         if boundaries:
             found.append({"params": boundaries, "lr": self._spec.train.boundary_lr or lr})

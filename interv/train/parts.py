@@ -14,7 +14,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from interv.engine.adapters import Adapter, Lora
-from interv.engine.dictionaries import Autoencoder, Dictionary, ReluDictionary
+from interv.engine.dictionaries import (
+    Autoencoder,
+    Dictionary,
+    JumpReLUAutoencoder,
+    JumpReluDictionary,
+    ReluDictionary,
+)
 from interv.engine.interventions import Intervention, Vanilla
 from interv.engine.masks import (
     Boundary,
@@ -30,7 +36,8 @@ from interv.engine.rotations import (
     RotatedSpace,
     Rotation,
 )
-from interv.errors import EngineError, UsageError
+from interv.errors import EngineError, ModelError, UsageError
+from interv.models.dictionaries import read_dictionary_shape
 from interv.plan.train import Fit
 from interv.plan.train_grid import FitSite
 from interv.spec.train import TrainedType
@@ -131,9 +138,7 @@ def _interventions(
             each = width // about.heads if options.by_head else 1
             found.append(SigmoidMask(Mask(width, temperature=top, each=each)))
         elif kind == "autoencoder":
-            found.append(
-                Autoencoder(_dictionary(options, width, own), None, options.dictionary.error_term)
-            )
+            found.append(_autoencoder(options, width, own))
         elif kind == "lora":
             found.append(Lora(Adapter.seeded(width, rank, options.alpha, own)))
         else:
@@ -152,25 +157,25 @@ def _rotation(options: TrainedType, about: About, rank: int, seed: int) -> Rotat
     return Rotation(columns * torch.where(triangle.diagonal() < 0, -1.0, 1.0))
 
 
-def _dictionary(options: TrainedType, width: int, seed: int) -> ReluDictionary:
-    path = options.dictionary.path
-    if path is None:
-        return ReluDictionary.seeded(width, options.dictionary.latents, seed)
+def _autoencoder(options: TrainedType, width: int, seed: int) -> Autoencoder | JumpReLUAutoencoder:
+    """One to be trained, or the one in a file, which keeps its weights unless told otherwise."""
+    asked = options.dictionary
+    if asked.path is None:
+        fresh = ReluDictionary.seeded(width, asked.latents, seed)
+        return Autoencoder(fresh, None, asked.error_term)
     try:
-        tensors = load_file(Path(path))
-    except (OSError, SafetensorError) as error:
-        raise UsageError(f"intervention.dictionary.path: {path}: {error}") from None
-    names = ("encoder", "encoder_bias", "decoder", "decoder_bias")
-    missing = [name for name in names if name not in tensors]
-    if missing:
-        raise UsageError(f"{path}: has no {missing[0]}; expected {', '.join(names)}")
-    try:
-        made = ReluDictionary(*(tensors[name] for name in names))
-    except EngineError as error:
-        raise UsageError(f"{path}: {error}") from None
-    if made.shape[0] != width:
-        raise UsageError(f"{path}: an autoencoder {made.shape[0]} wide, the site is {width}")
-    return made
+        # Tensors of no known meaning are an error here, not left out.
+        shape = read_dictionary_shape(Path(asked.path))
+        tensors = load_file(asked.path)
+    except (OSError, SafetensorError, ModelError) as error:
+        raise UsageError(f"intervention.dictionary.path: {error}") from None
+    if shape.width != width:
+        raise UsageError(f"{asked.path}: an autoencoder {shape.width} wide, the site is {width}")
+    if shape.jumps:
+        jumps = JumpReluDictionary(**tensors).requires_grad_(options.train_dictionary)
+        return JumpReLUAutoencoder(jumps, None, asked.error_term)
+    given = ReluDictionary(**tensors).requires_grad_(options.train_dictionary)
+    return Autoencoder(given, None, asked.error_term)
 
 
 def modules_of(parts: Sequence[FitPart]) -> nn.ModuleList:
@@ -187,11 +192,15 @@ def set_temperature(parts: Sequence[FitPart], value: float) -> None:
 
 
 def openness(parts: Sequence[FitPart]) -> Tensor | None:
-    """The mean share of what is exchanged, over all gates; None where there are none."""
+    """The sum over gates of the share that each exchanges; None where there are none.
+
+    Of a boundary that is its parameter β, as the loss of pyvene's Boundless DAS notebook adds
+    it; of a mask the mean of its coordinates' gates.
+    """
     gates = [module for module in modules_of(parts) if isinstance(module, Gate)]
-    # A boundary beyond its limits has no gradient in its gates: the penalty is on itself.
+    # The parameter itself, since a boundary beyond its limits has no gradient in its gates.
     shares = [g.boundary if isinstance(g, Boundary) else g().mean() for g in gates]
-    return torch.stack(shares).mean() if shares else None
+    return torch.stack(shares).sum() if shares else None
 
 
 def randomised(parts: Sequence[FitPart], seed: int) -> list[FitPart]:
@@ -208,8 +217,9 @@ def randomised(parts: Sequence[FitPart], seed: int) -> list[FitPart]:
                     module.mask[torch.randperm(len(module.mask), generator=generator)]
                 )
             elif isinstance(module, Dictionary):
-                fresh = ReluDictionary.seeded(*module.shape, seed + number)
-                module.load_state_dict({**module.state_dict(), **fresh.state_dict()})
+                # The same norms, thresholds and angles between latents, elsewhere.
+                width = module.shape[0]
+                module.rotate(Rotation.seeded(width, width, seed + number)())
             elif isinstance(module, Adapter):
                 module.up.copy_(torch.randn(module.up.shape, generator=generator) * module.up.std())
     return [

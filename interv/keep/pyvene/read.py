@@ -512,7 +512,8 @@ class _Reader:
                 state.take("b_enc", (n,)),
                 state.take("W_dec", (n, width)),
                 state.take("b_dec", (width,)),
-                state.take("threshold", (n,)),
+                # pyvene takes the ReLU too: below 0 its latents are 0.
+                state.take("threshold", (n,)).clamp(min=0),
             )
         # As many latents as the site has columns, unless pyvene is told otherwise.
         dictionary = modules["dictionary"]

@@ -304,6 +304,9 @@ def _intervention(part: Part, width: int | None, n_heads: int, fail: Fail) -> _E
             no_dims()
             if intervention.error_term:
                 fail("with its error term; pyvene's gives the reconstruction (error_term: false)")
+            threshold = getattr(intervention.dictionary, "threshold", None)
+            if threshold is not None and bool((threshold < 0).any()):
+                fail("a latent's threshold is below 0: pyvene's latents are never negative")
             return _dictionary(intervention)
     return fail("pyvene 0.1.8 has no such type, or does not save it")
 
