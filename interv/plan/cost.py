@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Container
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
+
+import psutil
 
 from interv.models import ModelFacts
 from interv.plan.cells import Plan
@@ -100,14 +100,8 @@ def token_bytes(facts: ModelFacts, dtype: str) -> int:
 
 
 def free_cpu_bytes() -> int:
-    """Memory that this machine could give a process now, file caches included."""
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    # Elsewhere the system tells only what there is in all: half of it.
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    """Return the memory that this machine could give a process now, file caches included."""
+    return int(psutil.virtual_memory().available)
 
 
 def _memory(plan: Plan, facts: ModelFacts | None, tokens: int) -> int | None:

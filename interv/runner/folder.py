@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
+from filelock import FileLock, Timeout
+
 from interv.errors import ResumeError
-from interv.storage import writing
+from interv.storage import write_atomically, writing
 
 LOCK = ".lock"
+HOLDER = ".holder"
+"""Who holds the lock: beside it, since some systems let nobody read a locked file."""
 SET_ASIDE = "-old-"
 
 
@@ -26,43 +30,42 @@ def run_folder(outputs: Path, name: str, identity: str) -> Path:
 def locked(folder: Path) -> Iterator[None]:
     """Create the folder and hold it for this process.
 
-    The kernel drops the lock when the process ends, however it ends.
+    The system drops the lock when the process ends, however it ends.
 
     Raises:
         StorageError: the folder cannot be written.
         ResumeError: another process holds it.
     """
+    lock = FileLock(folder / LOCK, blocking=False)
+    holder = folder / HOLDER
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    with os.fdopen(descriptor, "r+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            lock.acquire()
+        except Timeout:
             raise ResumeError(
-                f"{folder}: in use by {_holder(file.read())}; wait for it, or stop it"
+                f"{folder}: in use by {_told(holder)}; wait for it, or stop it"
             ) from None
-        with writing(folder):
-            file.seek(0)
-            file.truncate()
-            json.dump({"pid": os.getpid(), "host": socket.gethostname()}, file)
-            file.flush()
-        yield
-
-
-def _holder(text: str) -> str:
     try:
-        holder = json.loads(text)
-    except ValueError:
+        write_atomically(holder, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            holder.unlink(missing_ok=True)
+        lock.release()
+
+
+def _told(holder: Path) -> str:
+    """Return who holds a lock, with its command line where it runs on this machine."""
+    try:
+        found = json.loads(holder.read_bytes())
+    except (OSError, ValueError):
         return "another process"
-    pid = holder["pid"]
-    command = Path(f"/proc/{pid}/cmdline")
     shown = ""
-    if command.is_file():
-        shown = (
-            " (" + command.read_bytes().replace(b"\0", b" ").decode(errors="replace").strip() + ")"
-        )
-    return f"process {pid} on {holder['host']}{shown}"
+    if found["host"] == socket.gethostname():
+        with contextlib.suppress(psutil.Error):
+            shown = f" ({' '.join(psutil.Process(found['pid']).cmdline())})"
+    return f"process {found['pid']} on {found['host']}{shown}"
 
 
 def set_aside(folder: Path) -> Path | None:
@@ -71,7 +74,7 @@ def set_aside(folder: Path) -> Path | None:
     Raises:
         StorageError: it cannot be moved.
     """
-    held = [path for path in folder.iterdir() if path.name != LOCK]
+    held = [path for path in folder.iterdir() if path.name not in (LOCK, HOLDER)]
     if not held:
         return None
     number = 1

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import psutil
+
 from interv.spec.schema import RunSection
 
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "safetensors")
@@ -105,8 +107,10 @@ def settings(run: RunSection) -> Iterator[int]:
 
 
 def peak_memory() -> int:
-    """Largest resident set of this process so far, in bytes."""
-    import resource
+    """Return the largest resident set of this process so far, in bytes."""
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource  # absent on Windows
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024)

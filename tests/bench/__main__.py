@@ -21,11 +21,11 @@ from rich.console import Console
 
 from tests.bench import chart, results
 from tests.bench.cases import CASES, Case, Kind
-from tests.bench.install import PYTHON
 from tests.bench.peers.common import THREADS
 from tests.bench.peers.interv_peer import check_tokens, default_folder
 from tests.bench.results import OURS, Measured
 
+PYTHON = Path(".venv-bench/bin/python")
 REFERENCE = "interv_reference"
 ESTIMATE = "hooks_attribution"
 """With whose estimates those of others are compared: plain autograd."""
@@ -39,7 +39,7 @@ MODULES = {
 }
 """Of a peer and a kind of case; else a module has the peer's own name."""
 APART = ("nnsight_serial", "nnsight_batched", "transformer_lens")
-"""Peers of the environment that `python -m tests.bench.install` makes."""
+"""Peers of the environment that `make peers` makes, so that interv's own stays small."""
 
 # Cells of a round, None for all; a peer takes part in the kinds of cases that it names. Cells of
 # a trace are ten rows each. Of the head-to-head paths 36 are one sender in each of four prompts.
@@ -79,7 +79,7 @@ def main() -> None:
     args = parser.parse_args()
     asked = {p for p in args.peers for name in args.cases if _takes_part(p, CASES[name])}
     if asked & set(APART) and not PYTHON.exists():
-        sys.exit(f"{PYTHON} is not there: run `python -m tests.bench.install`, or leave --peers")
+        sys.exit(f"{PYTHON} is not there: run `make peers`, or leave --peers")
     check_tokens()
     began = time.monotonic()
     args.output.mkdir(parents=True, exist_ok=True)
