@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from interv.errors import IntervError
-from interv.report.circuits import areas, faithfulness, incompleteness, minimality
+from interv.report.circuits import areas, faithfulness, incompleteness, log_weighted, minimality
 from interv.spec.patch import FRACTIONS
 
 
@@ -61,6 +61,15 @@ def test_areas_on_the_fractions_of_mib() -> None:
 def test_an_area_needs_rising_fractions(fractions: list[float], f: list[float]) -> None:
     with pytest.raises(IntervError, match="rising fractions"):
         areas(fractions, f)
+
+
+def test_a_weighted_accuracy_by_hand() -> None:
+    # Over log k, each decade counts alike: (0 + 0.5) / 2 and (0.5 + 1) / 2.
+    assert log_weighted([0.01, 0.1, 1.0], [0.0, 0.5, 1.0]) == pytest.approx(0.5)
+    assert log_weighted([0.01, 0.1, 1.0], [0.0, 1.0, 1.0]) == pytest.approx(0.75)
+    assert log_weighted([0.0, 0.1, 1.0], [0.7, 1.0, 1.0]) == pytest.approx(1.0)
+    with pytest.raises(IntervError, match="two sizes above 0"):
+        log_weighted([0.0, 1.0], [1.0, 1.0])
 
 
 def test_completeness_and_minimality_by_hand() -> None:

@@ -47,9 +47,14 @@ def effects(means: list[float]) -> pd.DataFrame:
 
 
 def curve_of(fractions: list[float]) -> pd.DataFrame:
-    mean = np.sqrt(fractions)
-    columns = {"fraction": fractions, "mean": mean, "ci_low": mean - 0.1, "ci_high": mean + 0.1}
-    return pd.DataFrame(columns)
+    parts = []
+    for ranking, mean in (("signed", 2 * np.sqrt(fractions)), ("magnitude", np.sqrt(fractions))):
+        columns = {"fraction": fractions, "mean": mean, "ci_low": mean - 0.1, "ci_high": mean + 0.1}
+        parts.append(pd.DataFrame(columns).assign(ranking=ranking))
+    return pd.concat(parts)
+
+
+AREAS = {"CPR": 0.9, "CMD": 0.1, "sizes_above_1": 0.0}
 
 
 def some_circuit(n_layers: int, n_heads: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -274,26 +279,30 @@ def test_patterns_of_any_size_are_readable(n: int, n_tokens: int) -> None:
 
 def test_the_curve_has_a_log_axis_and_tells_its_areas() -> None:
     fractions = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0]
-    figure = figures.curve(curve_of(fractions), 0.9512, 0.0449, "share of edges")
+    figure = figures.curve(
+        curve_of(fractions), {"CPR": 1.9512, "CMD": 0.0449, "sizes_above_1": 3}, "share of edges"
+    )
     [axes] = figure.axes
     assert axes.get_xscale() == "log"
     figure.draw_without_rendering()
     assert labels_of(axes, "x") == ["0.001", "0.01", "0.1", "1"]
-    assert "CPR 0.951" in axes.get_title() and "CMD 0.0449" in axes.get_title()
+    assert "CPR 1.95" in axes.get_title() and "CMD 0.0449" in axes.get_title()
     assert axes.get_xlabel() == "share of edges"
-    [line] = [one for one in axes.lines if one.get_marker() == "o"]
-    assert line.get_xydata().tolist() == [[x, float(np.sqrt(x))] for x in fractions]
-    level = [one.get_ydata()[0] for one in axes.lines if one is not line]
+    assert "above 1 at 3 sizes" in axes.get_title()
+    helps, size = [one for one in axes.lines if one.get_marker() == "o"]
+    assert size.get_xydata().tolist() == [[x, float(np.sqrt(x))] for x in fractions]
+    assert [helps.get_label(), size.get_label()] == ["by what edges help", "by magnitude"]
+    level = [one.get_ydata()[0] for one in axes.lines if one not in (helps, size)]
     assert sorted(level) == [0, 1]
     assert_readable(figure)
 
 
 def test_a_curve_from_nothing_and_one_within_a_decade_are_drawn() -> None:
-    figure = figures.curve(curve_of([0.0, 0.01, 0.1, 1.0]), 0.9, 0.1, "share of nodes")
+    figure = figures.curve(curve_of([0.0, 0.01, 0.1, 1.0]), AREAS, "share of nodes")
     figure.draw_without_rendering()
     assert labels_of(figure.axes[0], "x") == ["0", "0.01", "0.1", "1"]
     assert figure.axes[0].transData.transform((0, 0))[0] > figure.axes[0].bbox.x0
-    figure = figures.curve(curve_of([0.2, 0.5]), 0.9, 0.1, "share of nodes")
+    figure = figures.curve(curve_of([0.2, 0.5]), AREAS, "share of nodes")
     figure.draw_without_rendering()
     assert labels_of(figure.axes[0], "x") == ["0.2", "0.5"]
 
@@ -378,7 +387,7 @@ def drawings(names: list[str]) -> list[Callable[[], Figure]]:
         lambda: figures.bars(frame, bar),
         lambda: figures.lines(series, model, bar),
         lambda: figures.pattern([(name, np.tri(n) / n) for name in names], names),
-        lambda: figures.curve(curve_of([0.01, 0.1, 1.0]), 0.9, 0.1, model),
+        lambda: figures.curve(curve_of([0.01, 0.1, 1.0]), AREAS, model),
         lambda: figures.scatter(points, 0.5),
         lambda: figures.circuit(nodes, edges, model),
     ]

@@ -4,7 +4,7 @@ from interv.engine.adapters import Lora
 from interv.engine.constants import Constant, Mean, ProjectOut, Replace
 from interv.engine.decompose import logit_attributions, logit_lens
 from interv.engine.dictionaries import Autoencoder, EditLatents, JumpReLUAutoencoder
-from interv.engine.edges import EdgeGraph, circuit_logits, edge_scores
+from interv.engine.edges import EdgeGraph, Parts, circuit_logits, edge_scores
 from interv.engine.functions import BaseLambda, Lambda
 from interv.engine.gradients import attributions
 from interv.engine.interventions import (
@@ -50,6 +50,7 @@ __all__ = [
     "Mean",
     "Noise",
     "PCARotatedSpace",
+    "Parts",
     "ProjectOut",
     "ReferenceExecutor",
     "Replace",

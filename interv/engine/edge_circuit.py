@@ -1,43 +1,36 @@
-"""Running a circuit of edges: all that the others carry comes from another run."""
+"""Running a circuit of edges: all other edges carry what is given instead."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from interv.engine.edge_parts import QKV, Block, EdgeGraph, Parts, check_pairs
+from interv.engine.edge_parts import QKV, Block, Parts, check_carried
 from interv.engine.hooks import Visit, module_input, visiting
-from interv.engine.reference import ReferenceExecutor, check_finite
+from interv.engine.reference import check_finite
 from interv.engine.runs import Run
 from interv.errors import EngineError
 from interv.models.anatomy import Place
 
 
 def circuit_logits(
-    executor: ReferenceExecutor,
-    model: nn.Module,
-    graph: EdgeGraph,
-    bases: Sequence[Run],
-    sources: Sequence[Run],
-    keep: Tensor,
-    at: Sequence[int],
+    parts: Parts, bases: Sequence[Run], carried: Tensor, keep: Tensor, at: Sequence[int]
 ) -> Tensor:
-    """The base runs' logits where every edge that is not kept carries the source run's output.
+    """The base runs' logits where every edge that is not kept carries something else.
 
     As `evaluate_graph` of EAP-IG: a receiver reads the stream as it is in this run, plus the sum
-    over its dropped edges of (source − this run) of the sender's output. With all edges kept these
-    are the logits of the bases, with none those of the sources.
+    over its dropped edges of (carried − this run) of the sender's output. With all edges kept these
+    are the logits of the bases, with none and what the senders write in other runs those of them.
 
     Args:
-        executor: of the model.
-        model: is left as it was found.
-        graph: of the executor's anatomy.
+        parts: of the model, which is left as it was found.
         bases: runs of tokens of one length, without edits.
-        sources: one for each base, of that length.
+        carried: what each sender's dropped edges carry, `[sender, run, pos, d_model]`.
         keep: edges, bool `[sender, receiver]`; where the graph has none it does not matter.
         at: positions whose logits are wanted, negative ones from the end.
 
@@ -48,16 +41,16 @@ def circuit_logits(
         EngineError: runs or edges that do not fit, a model whose residual stream is not the sum
             of its components, logits that are not finite.
     """
-    check_pairs(bases, sources)
-    if keep.shape != graph.exists.shape or keep.dtype != torch.bool:
+    check_carried(parts, bases, carried)
+    exists = parts.graph.exists
+    if keep.shape != exists.shape or keep.dtype != torch.bool:
         raise EngineError(
-            f"keep: {keep.dtype} {tuple(keep.shape)}, expected bool {tuple(graph.exists.shape)}"
+            f"keep: {keep.dtype} {tuple(keep.shape)}, expected bool {tuple(exists.shape)}"
         )
-    parts = Parts(executor, model, graph)
-    dropped = graph.exists & ~keep.cpu()
+    dropped = exists & ~keep.cpu()
     batches = parts.batches(len(bases), len(bases[0]))
     return torch.cat(
-        [_Circuit(parts, sources[some], dropped).logits(bases[some], at) for some in batches]
+        [_Circuit(parts, carried[:, some], dropped).logits(bases[some], at) for some in batches]
     )
 
 
@@ -65,13 +58,13 @@ class _Circuit:
     """One forward of some runs.
 
     Attributes:
-        gap: source − this run of the senders' outputs `[sender, run, pos, d_model]`, once they
-            are known; until then the source's.
+        gap: carried − this run of the senders' outputs `[sender, run, pos, d_model]`, once they
+            are known; until then what is carried.
     """
 
-    def __init__(self, parts: Parts, sources: Sequence[Run], dropped: Tensor) -> None:
+    def __init__(self, parts: Parts, carried: Tensor, dropped: Tensor) -> None:
         self.parts, self.graph = parts, parts.graph
-        self.gap = parts.outputs(sources)
+        self.gap = carried.clone()
         self.dropped = dropped.to(self.gap.device)
 
     def logits(self, bases: Sequence[Run], at: Sequence[int]) -> Tensor:
@@ -106,39 +99,24 @@ class _Circuit:
         graph, parts = self.graph, self.parts
         heads, qkv = graph.heads_of(layer), graph.qkv_of(layer)
         for_mlp = slice(qkv.stop, qkv.stop + 1)
-        changed = bool(self.dropped[:, qkv.start : qkv.stop + 1].any())
-        own: dict[Place, list[tuple[Tensor, Tensor]]] = {}
+        changed = bool(self.dropped[:, qkv.start : for_mlp.stop].any())
+        # In a parallel block what is put in for the MLP would reach the heads.
+        into_heads = changed and (graph.parallel or bool(self.dropped[:, qkv].any()))
         seen: dict[str, Tensor] = {}
 
-        def enter(stream: Tensor, norm: Callable[[Tensor], Tensor]) -> Tensor:
+        def enter(stream: Tensor, run: _Upto) -> Tensor:
             if layer == 0:
                 self.gap[0] -= stream
             seen["stream"] = stream
-            if not changed:
-                return stream
-            normed = iter(norm(self._moved(stream, qkv)))
-            for kind in QKV:
-                weight, bias = block.weights[kind]
-                for columns in block.columns[kind]:
-                    new = next(normed) @ weight[:, columns]
-                    new = new if bias is None else new + bias[columns]
-                    own.setdefault(block.places[kind], []).append((columns, new))
+            if into_heads:
+                seen["values"] = self._values(block, stream, self._moved(stream, qkv), run)
             # All else that reads a parallel block's input is its MLP.
-            return self._moved(stream, for_mlp)[0] if graph.parallel else stream
-
-        def project(place: Place) -> Visit:
-            def visit(value: Tensor, _given: Callable[[], Tensor]) -> Tensor:
-                value = value.clone()
-                for columns, new in own[place]:
-                    value[..., columns] = new.reshape(*value.shape[:-1], -1)
-                return value
-
-            return visit
+            return self._moved(stream, for_mlp)[0] if graph.parallel and changed else stream
 
         def attend(value: Tensor, _given: Callable[[], Tensor]) -> Tensor:
-            rows = value.reshape(*seen["stream"].shape[:2], -1)
+            rows = seen.get("values", value.reshape(*seen["stream"].shape[:2], -1))
             self.gap[heads] -= parts.heads(block, rows)
-            return value
+            return rows.reshape(value.shape)
 
         def attended(value: Tensor, _given: Callable[[], Tensor]) -> Tensor:
             seen["attention"] = value.reshape(seen["stream"].shape).clone()
@@ -163,11 +141,46 @@ class _Circuit:
         visits: dict[Place, Visit] = {block.project: attend, block.mlp: mlp}
         if not changed:
             return visits
-        visits |= {place: project(place) for place in block.places.values()}
         if graph.parallel:
             out = parts.executor.sites.anatomy.place("block_output", layer)
             return {**visits, block.attention: attended, out: leave}
         return {**visits, block.middle: middle}
+
+    def _values(self, block: Block, stream: Tensor, copies: Tensor, run: _Upto) -> Tensor:
+        """The heads' values where each of their inputs has its own copy, `[run, pos, width]`.
+
+        Args:
+            block: the layer's.
+            stream: into the block.
+            copies: of the stream, for queries, keys and values of each head in turn.
+            run: the block, as far as it is wanted.
+        """
+        n_heads, share = self.graph.n_heads, self.graph.share
+        normed = run(copies.flatten(0, 1), list(block.modules.values()), {}).reshape(copies.shape)
+        of_kind = dict(zip(QKV, torch.split(normed, n_heads), strict=True))
+        found = stream.new_empty(0)
+        # Heads that share a key head take turns at having their own keys and values there.
+        for member in range(share):
+            writes: dict[nn.Module, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+            for kind in QKV:
+                weight, bias = block.weights[kind]
+                own = of_kind[kind] if kind == "q" else of_kind[kind][member::share]
+                for columns, copy in zip(block.columns[kind], own, strict=True):
+                    new = copy @ weight[:, columns]
+                    new = new if bias is None else new + bias[columns]
+                    writes[block.modules[kind]].append((columns, new))
+            values = run(stream, (block.after_heads,), writes)
+            by_head = values.reshape(*stream.shape[:2], n_heads, -1)
+            if member == 0:
+                found = by_head.clone()
+            found[:, :, member::share] = by_head[:, :, member::share]
+        return found.flatten(2)
+
+
+_Writes = Mapping[nn.Module, Sequence[tuple[Tensor, Tensor]]]
+_Upto = Callable[[Tensor, Sequence[nn.Module], _Writes], Tensor]
+"""From a block's input to what first goes into one of some modules; columns of what others give
+are written on the way."""
 
 
 class _ReachedError(Exception):
@@ -179,17 +192,23 @@ class _ReachedError(Exception):
 
 
 @contextlib.contextmanager
-def _entering(
-    block: Block, enter: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
-) -> Iterator[None]:
+def _entering(block: Block, enter: Callable[[Tensor, _Upto], Tensor]) -> Iterator[None]:
     """Within: what goes into a block is `enter` of what would have gone.
 
-    It also gets a way to what the block's projections would read of other streams: the block
-    itself, run as far as that on all of them `[copy, run, pos, d_model]` at once.
+    It also gets a way to run the block itself, part of the way, on other streams.
     """
 
     def stop(_module: nn.Module, args: Any, kwargs: Any) -> None:
         raise _ReachedError(module_input(block.normed, args, kwargs)[1])
+
+    def writing(some: Sequence[tuple[Tensor, Tensor]]) -> Callable[..., Tensor]:
+        def write(_module: nn.Module, _args: Any, value: Tensor) -> Tensor:
+            value = value.clone()
+            for columns, new in some:
+                value[..., columns] = new.reshape(*value.shape[:-1], -1)
+            return value
+
+        return write
 
     def on_input(module: nn.Module, args: Any, kwargs: Any) -> Any:
         name, stream = module_input(block.start, args, kwargs)
@@ -197,19 +216,23 @@ def _entering(
         def given(value: Tensor) -> tuple[Any, dict[str, Any]]:
             return ((value, *args[1:]), kwargs) if args else (args, {**kwargs, name: value})
 
-        def norm(copies: Tensor) -> Tensor:
-            args, kwargs = given(copies.flatten(0, 1))
+        def run(value: Tensor, upto: Sequence[nn.Module], writes: _Writes) -> Tensor:
+            args, kwargs = given(value)
             with contextlib.ExitStack() as stack:
-                for projection in block.projections:
-                    handle = projection.register_forward_pre_hook(stop, with_kwargs=True)
+                for end in upto:
+                    # Before the visits of the run that goes on: this one is none of theirs.
+                    handle = end.register_forward_pre_hook(stop, with_kwargs=True, prepend=True)
+                    stack.callback(handle.remove)
+                for written, some in writes.items():
+                    handle = written.register_forward_hook(writing(some))
                     stack.callback(handle.remove)
                 try:
                     module.forward(*args, **kwargs)
                 except _ReachedError as reached:
-                    return reached.value.reshape(copies.shape)
-            raise EngineError(f"{block.normed}: was not reached")
+                    return reached.value
+            raise EngineError(f"{block.start}: its projections were not reached")
 
-        return given(enter(stream, norm))
+        return given(enter(stream, run))
 
     handle = block.module.register_forward_pre_hook(on_input, with_kwargs=True)
     try:

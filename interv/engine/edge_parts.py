@@ -3,7 +3,8 @@
 Nodes and edges are those of Hanna et al. 2024 (EAP-IG, arXiv 2403.17806) and MIB (arXiv
 2504.13151): the embeddings, attention heads and MLPs write into the residual stream, which is
 their sum; each head's queries, keys and values, each MLP and the logits read the stream from
-copies of their own, before the norm.
+copies of their own, before the norm. Where several heads share a key head, each of them still has
+keys and values of its own, as in the authors' code (`ungroup_grouped_query_attention`).
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from interv.engine.hooks import find_module, visiting
+from interv.engine.interventions import Zero
 from interv.engine.reference import ReferenceExecutor
-from interv.engine.runs import Inputs, Run
+from interv.engine.runs import Edit, Inputs, Run, Site
 from interv.errors import EngineError
 from interv.models.anatomy import Anatomy, Place
 
@@ -56,10 +58,7 @@ class Sender:
 
 @dataclass(frozen=True)
 class Receiver:
-    """What reads the residual stream: a head's queries, keys or values, an MLP, or the logits.
-
-    Keys and values are counted by key heads, of which there may be fewer.
-    """
+    """What reads the residual stream: a head's queries, keys or values, an MLP, or the logits."""
 
     kind: Literal["q", "k", "v", "mlp", "logits"]
     layer: int = 0
@@ -79,6 +78,8 @@ class EdgeGraph:
         senders: in the order in which they are computed.
         receivers: in the order in which they are computed.
         exists: whether a sender is computed before a receiver, `[sender, receiver]`.
+        reads: whether a receiver is an input of the node that sends, `[sender, receiver]`.
+        share: how many heads have one key head in common.
         parallel: an MLP reads the stream before its layer's attention.
 
     Raises:
@@ -109,19 +110,20 @@ class EdgeGraph:
             facts.n_heads,
             facts.n_kv_heads,
         )
+        self.share = self.n_heads // self.n_kv_heads
         senders, receivers = [Sender("input")], list[Receiver]()
         for layer in range(self.n_layers):
             senders += [Sender("head", layer, head) for head in range(self.n_heads)]
             senders.append(Sender("mlp", layer))
             for kind in QKV:
-                heads = range(self.n_heads if kind == "q" else self.n_kv_heads)
-                receivers += [Receiver(kind, layer, head) for head in heads]
+                receivers += [Receiver(kind, layer, head) for head in range(self.n_heads)]
             receivers.append(Receiver("mlp", layer))
         self.senders = tuple(senders)
         self.receivers = (*receivers, Receiver("logits"))
         # Senders come in order: those before a receiver are the first so many.
         before = torch.tensor([self._before(receiver) for receiver in self.receivers])
         self.exists = torch.arange(len(self.senders))[:, None] < before
+        self.reads = torch.tensor([[_is_input(s, r) for r in self.receivers] for s in self.senders])
 
     def _before(self, receiver: Receiver) -> int:
         if receiver.kind == "logits":
@@ -140,8 +142,31 @@ class EdgeGraph:
 
     def qkv_of(self, layer: int) -> slice:
         """Where a layer's queries, keys and values are among the receivers; its MLP follows."""
-        size = self.n_heads + 2 * self.n_kv_heads
+        size = 3 * self.n_heads
         return slice(layer * (size + 1), layer * (size + 1) + size)
+
+    def pruned(self, keep: Tensor) -> Tensor:
+        """The kept edges that lie on a way from the input to the logits, `[sender, receiver]`.
+
+        As `Graph.prune` of EAP-IG: nodes that no kept edge goes into or none leaves are removed
+        with their edges, until none is left; the input needs none into it.
+        """
+        keep = keep & self.exists
+        while True:
+            fed = (self.reads & keep.any(0)).any(1)
+            fed[0] = True
+            alive = fed & keep.any(1)
+            ends = self.reads[alive].any(0)
+            ends[-1] = True
+            left = keep & alive[:, None] & ends
+            if bool((left == keep).all()):
+                return keep
+            keep = left
+
+
+def _is_input(node: Sender, receiver: Receiver) -> bool:
+    kinds = {"head": QKV, "mlp": ("mlp",), "input": ()}[node.kind]
+    return receiver.kind in kinds and (node.layer, node.head) == (receiver.layer, receiver.head)
 
 
 @dataclass(frozen=True)
@@ -150,18 +175,20 @@ class Block:
 
     Attributes:
         module: the block itself.
-        projections: its projections for queries, keys and values; they may be one.
+        modules: its projections for queries, keys and values; they may be one.
+        after_heads: its output projection.
         start, normed, project, attention, middle, mlp: the block's input, the input of its
             query projection, that of its output projection, what attention gives, the stream
             where the MLP's norm reads it, what the MLP gives.
         places: outputs of the projections for queries, keys and values; they may be one.
-        columns: of each head in its projection's output.
+        columns: of each head in its projection's output; of keys and values, of each key head.
         weights: matrix `[d_model, width]` and bias of each projection.
         output: matrix and bias of the output projection.
     """
 
     module: nn.Module
-    projections: tuple[nn.Module, ...]
+    modules: dict[Part, nn.Module]
+    after_heads: nn.Module
     start: Place
     normed: Place
     project: Place
@@ -187,7 +214,7 @@ class Parts:
             graph.n_kv_heads,
         ):
             raise EngineError("edges: the graph is of another model")
-        self._d_model = facts.d_model
+        self.d_model = facts.d_model
         self._d_heads = facts.n_heads * facts.d_head
         heads = {kind: facts.n_heads if kind == "q" else facts.n_kv_heads for kind in QKV}
         columns = {
@@ -198,6 +225,7 @@ class Parts:
             for kind in QKV
         }
         self.blocks = [self._block(anatomy, layer, columns) for layer in range(facts.n_layers)]
+        self._has_embedding = "token_embedding" in anatomy.components
         self.end = anatomy.place("block_output", facts.n_layers - 1)
 
     def _block(self, anatomy: Anatomy, layer: int, columns: dict[Part, list[Tensor]]) -> Block:
@@ -208,7 +236,8 @@ class Parts:
         modules = {kind: find_module(self.model, place.path) for kind, place in places.items()}
         return Block(
             module=find_module(self.model, start.path),
-            projections=tuple(dict.fromkeys(modules.values())),
+            modules=modules,
+            after_heads=find_module(self.model, project.path),
             start=start,
             normed=replace(places["q"], side="input"),
             project=project,
@@ -218,13 +247,13 @@ class Parts:
             mlp=anatomy.place("mlp_output", layer),
             places=places,
             columns=columns,
-            weights={kind: affine(modules[kind], self._d_model) for kind in QKV},
+            weights={kind: affine(modules[kind], self.d_model) for kind in QKV},
             output=affine(find_module(self.model, project.path), self._d_heads),
         )
 
     def batches(self, n_runs: int, length: int) -> list[slice]:
         """Runs that share a forward."""
-        numbers = len(self.graph.senders) * length * self._d_model
+        numbers = len(self.graph.senders) * length * self.d_model
         size = max(1, min(_MAX_NUMBERS // numbers, _MAX_TOKENS // length))
         return [slice(begin, begin + size) for begin in range(0, n_runs, size)]
 
@@ -248,9 +277,32 @@ class Parts:
             found += [self.heads(block, seen[block.project]), seen[block.mlp][None]]
         return torch.cat(found)
 
+    def zeros(self, runs: Sequence[Run]) -> Tensor:
+        """What each sender writes where it is ablated to zero, `[sender, run, pos, d_model]`.
+
+        Heads and MLPs write nothing; of the input the tokens' embeddings are zero, and what the
+        model adds to them (learned positions) stays, as in the authors' code.
+
+        Raises:
+            EngineError: the model is not known to have an embedding of tokens.
+        """
+        _must(self._has_embedding, "zero ablation needs a token_embedding, which is not known here")
+        self.outputs(runs[:1])  # refuses a stream that is not their sum
+        blank = [Run(run.ids, (Edit(Site("token_embedding"), Zero()),)) for run in runs]
+        start = self.blocks[0].start
+        _, seen = self.executor.forward(blank, (-1,), {start})
+        found = torch.zeros(
+            len(self.graph.senders),
+            *seen[start].shape,
+            dtype=seen[start].dtype,
+            device=seen[start].device,
+        )
+        found[0] = seen[start]
+        return found
+
     def heads(self, block: Block, values: Tensor) -> Tensor:
         """What each head of a layer writes, `[head, run, pos, d_model]`, of `[run, pos, ...]`."""
-        weight = block.output[0].reshape(self.graph.n_heads, -1, self._d_model)
+        weight = block.output[0].reshape(self.graph.n_heads, -1, self.d_model)
         by_head = values.reshape(*values.shape[:2], *weight.shape[:2])
         return torch.einsum("rphd,hdm->hrpm", by_head, weight)
 
@@ -272,17 +324,24 @@ def affine(module: nn.Module, width: int) -> tuple[Tensor, Tensor | None]:
         return module(unit[None])[0] - offset, offset
 
 
-def check_pairs(bases: Sequence[Run], sources: Sequence[Run]) -> None:
-    """Raise EngineError unless these are pairs of plain runs of tokens, all of one length."""
-    runs = [*bases, *sources]
-    if not bases or len(bases) != len(sources):
-        raise EngineError(f"edges: {len(bases)} bases with {len(sources)} sources, expected pairs")
+def check_runs(runs: Sequence[Run]) -> None:
+    """Raise EngineError unless these are plain runs of tokens, all of one length."""
+    if not runs:
+        raise EngineError("edges: no runs")
     if any(isinstance(run.ids, Inputs) for run in runs):
         raise EngineError("edges are of runs of tokens only")
     if len({len(run) for run in runs}) > 1:
-        raise EngineError("edges: bases and sources of one length only")
+        raise EngineError("edges: runs of one length only")
     if any(run.edits for run in runs):
         raise EngineError("edges: runs with edits of their own have none")
+
+
+def check_carried(parts: Parts, bases: Sequence[Run], carried: Tensor) -> None:
+    """Raise EngineError unless bases fit together, and `carried` them and the graph."""
+    check_runs(bases)
+    expected = (len(parts.graph.senders), len(bases), len(bases[0]), parts.d_model)
+    if carried.shape != expected:
+        raise EngineError(f"edges carry {tuple(carried.shape)}, expected {expected}")
 
 
 def _check_block(layer: int, block: Block, seen: dict[Place, Tensor], then: Tensor) -> None:

@@ -1,8 +1,8 @@
-"""What carrying another run's output over one edge would do, estimated for all edges at once.
+"""What carrying something else over one edge would do, estimated for all edges at once.
 
 Edge attribution patching (Syed et al. 2023, arXiv 2310.10348; Hanna et al. 2024, arXiv
-2403.17806): (source − base) of what a component writes into the residual stream, times the
-gradient at the copy of the stream that another one reads.
+2403.17806): (what is carried instead − base) of what a component writes into the residual stream,
+times the gradient at the copy of the stream that another one reads.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from interv.engine.edge_circuit import circuit_logits
 from interv.engine.edge_parts import (
@@ -21,58 +21,65 @@ from interv.engine.edge_parts import (
     Parts,
     Receiver,
     Sender,
-    check_pairs,
+    check_carried,
     wide,
 )
 from interv.engine.hooks import Visit, visiting
-from interv.engine.reference import ReferenceExecutor, check_finite
+from interv.engine.reference import check_finite
 from interv.engine.runs import Run
 from interv.errors import EngineError
 from interv.models.anatomy import Place
 
-__all__ = ["EdgeGraph", "Method", "Receiver", "Score", "Sender", "circuit_logits", "edge_scores"]
+__all__ = [
+    "EdgeGraph",
+    "Method",
+    "Parts",
+    "Receiver",
+    "Score",
+    "Sender",
+    "circuit_logits",
+    "edge_scores",
+]
 
 Score = Callable[[Tensor], Tensor]
 """Logits `[run, len(at), vocab]` to a number for each run `[run]`, differentiable."""
 
-Method = Literal["eap", "eap_ig_inputs", "eap_ig_activations"]
+Method = Literal["eap", "eap_ig_inputs"]
+Quadrature = Literal["riemann", "midpoint"]
 
 
 def edge_scores(
-    executor: ReferenceExecutor,
-    model: nn.Module,
-    graph: EdgeGraph,
+    parts: Parts,
     bases: Sequence[Run],
-    sources: Sequence[Run],
+    carried: Tensor,
     at: Sequence[int],
     score: Score,
     *,
     method: Method = "eap",
     steps: int = 5,
+    quadrature: Quadrature = "riemann",
 ) -> Tensor:
-    """First-order effects of carrying a sender's output in the source over one edge alone.
+    """First-order effects of carrying something else over one edge alone.
 
-    For each edge the sum over positions of (source − base) of the sender's output · the gradient
+    For each edge the sum over positions of (carried − base) of the sender's output · the gradient
     of the score with respect to the receiver's input. By method the gradient is
 
     - `eap`: at the base; one forward and one backward.
-    - `eap_ig_inputs`: the mean over midpoints of the way of the input embeddings from base to
-      source, (k − ½) / steps for k = 1 ... steps.
-    - `eap_ig_activations`: for each sender the mean over midpoints of its own output's way, all
-      that comes after it following: `steps` for each sender. (MIB's code instead takes one mean
-      over the ways of all senders, a layer's heads together, for all edges.)
+    - `eap_ig_inputs`: the mean over points of the straight way of the input from what is carried
+      to the base. By `quadrature` these are k / steps of that way for k = 0 ... steps − 1, as in
+      the code of Hanna et al. (`riemann`), or (k + ½) / steps (`midpoint`, whose error is of
+      second order in 1 / steps).
 
     Args:
-        executor: of the model.
-        model: is left as it was found.
-        graph: of the executor's anatomy.
+        parts: of the model, which is left as it was found.
         bases: runs of tokens of one length, without edits.
-        sources: one for each base, of that length.
+        carried: what each sender's edges would carry, `[sender, run, pos, d_model]`.
         at: positions whose logits the score gets, negative ones from the end.
         score: called with the logits of some of the bases, in their order; no run's number may
             depend on another's logits.
         method: where gradients are taken.
-        steps: how many midpoints; of no meaning for `eap`.
+        steps: how many points; of no meaning for `eap`.
+        quadrature: which points; of no meaning for `eap`.
 
     Returns:
         `[run, sender, receiver]`, float64; 0 where there is no edge.
@@ -81,47 +88,31 @@ def edge_scores(
         EngineError: runs that do not fit, a model whose residual stream is not the sum of its
             components, a score that is no number for each run or cannot be differentiated.
     """
-    check_pairs(bases, sources)
+    check_carried(parts, bases, carried)
     if method not in get_args(Method):
         raise EngineError(f"method '{method}': one of {', '.join(get_args(Method))}")
     if steps < 1:
         raise EngineError(f"steps: {steps}, expected at least 1")
-    parts = Parts(executor, model, graph)
+    shares = [0.0] if method == "eap" else _shares(steps, quadrature)
     found = []
     for some in parts.batches(len(bases), len(bases[0])):
-        base, source = bases[some], sources[some]
-        gap = parts.outputs(source) - parts.outputs(base)
-        if method == "eap":
-            scores = _scores(parts, base, at, score, gap)
-        elif method == "eap_ig_inputs":
-            scores = torch.stack(
-                [_scores(parts, base, at, score, gap, (0, share)) for share in _midpoints(steps)]
-            ).mean(0)
-        else:
-            scores = torch.zeros(
-                len(base), *graph.exists.shape, dtype=torch.float64, device=gap.device
-            )
-            for i in range(len(graph.senders)):
-                for share in _midpoints(steps):
-                    scores[:, i] += _scores(parts, base, at, score, gap, (i, share), i)[:, 0]
-            scores /= steps
+        gap = carried[:, some] - parts.outputs(bases[some])
+        scores = torch.stack(
+            [_scores(parts, bases[some], at, score, gap, share) for share in shares]
+        ).mean(0)
         check_finite(scores)
         found.append(scores.cpu())
     return torch.cat(found)
 
 
-def _midpoints(steps: int) -> list[float]:
-    return [(k + 0.5) / steps for k in range(steps)]
+def _shares(steps: int, quadrature: Quadrature) -> list[float]:
+    """Of the gap, by which the base's input is moved at each point."""
+    offset = 0.0 if quadrature == "riemann" else 0.5
+    return [1 - (k + offset) / steps for k in range(steps)]
 
 
 def _scores(
-    parts: Parts,
-    runs: Sequence[Run],
-    at: Sequence[int],
-    score: Score,
-    gap: Tensor,
-    way: tuple[int, float] | None = None,
-    only: int | None = None,
+    parts: Parts, runs: Sequence[Run], at: Sequence[int], score: Score, gap: Tensor, share: float
 ) -> Tensor:
     """Gap · gradient for every edge, `[run, sender, receiver]`, in float64.
 
@@ -130,13 +121,11 @@ def _scores(
         runs: in one forward.
         at, score: as of `edge_scores`.
         gap: of the senders' outputs, `[sender, run, pos, d_model]`.
-        way: a sender that is moved, and its share of its gap.
-        only: the one sender whose edges are wanted; None: all.
+        share: of the input's gap, by which it is moved before gradients are taken.
     """
     graph = parts.graph
-    wanted = slice(None) if only is None else slice(only, only + 1)
-    gap_rows = wide(gap[wanted]).transpose(0, 1).flatten(2)  # [run, sender, pos · d_model]
-    exists = graph.exists[wanted].to(gap.device)
+    gap_rows = wide(gap).transpose(0, 1).flatten(2)  # [run, sender, pos · d_model]
+    exists = graph.exists.to(gap.device)
     scores = torch.zeros(len(runs), *exists.shape, dtype=torch.float64, device=gap.device)
 
     def put(receivers: slice, gradients: Sequence[Tensor]) -> None:
@@ -145,12 +134,11 @@ def _scores(
         scores[..., receivers] = (gap_rows @ columns).double() * exists[:, receivers]
 
     with torch.inference_mode(False), torch.enable_grad():
-        tape = _Tape(parts, runs, at, score, gap, way)
+        tape = _Tape(parts, runs, at, score, share * gap[0])
         for layer, block in enumerate(parts.blocks):
             qkv = graph.qkv_of(layer)
-            if exists[:, qkv.start : qkv.stop + 1].any():
-                put(qkv, tape.into_heads(block))
-                put(slice(qkv.stop, qkv.stop + 1), [tape.into_mlp(block)])
+            put(qkv, tape.into_heads(block))
+            put(slice(qkv.stop, qkv.stop + 1), [tape.into_mlp(block)])
         put(slice(len(graph.receivers) - 1, None), [tape.gradients[parts.end]])
     return scores
 
@@ -163,28 +151,18 @@ class _Tape:
     """
 
     def __init__(
-        self,
-        parts: Parts,
-        runs: Sequence[Run],
-        at: Sequence[int],
-        score: Score,
-        gap: Tensor,
-        way: tuple[int, float] | None,
+        self, parts: Parts, runs: Sequence[Run], at: Sequence[int], score: Score, moved: Tensor
     ) -> None:
         self.seen: dict[Place, Tensor] = {}
-        graph, blocks = parts.graph, parts.blocks
-        moved: dict[Place, Tensor] = {}
-        if way is not None:
-            sender = graph.senders[way[0]]
-            block = blocks[sender.layer]
-            place = {"input": block.start, "head": block.attention, "mlp": block.mlp}[sender.kind]
-            moved[place] = way[1] * gap[way[0]]
+        self._share, self._n_heads = parts.graph.share, parts.graph.n_heads
+        blocks = parts.blocks
+        outputs = {block.places[kind] for block in blocks for kind in QKV}
+        outputs |= {block.mlp for block in blocks}
 
         def visit_at(place: Place) -> Visit:
             def visit(value: Tensor, _given: Callable[[], Tensor]) -> Tensor:
-                if place in moved:
-                    value = value + moved[place].reshape(value.shape).to(value.dtype)
                 if place == blocks[0].start:
+                    value = value + moved.reshape(value.shape).to(value.dtype)
                     # Here the tape begins: no parameter needs a gradient.
                     value = value.detach().requires_grad_()
                 self.seen[place] = value
@@ -193,11 +171,9 @@ class _Tape:
 
             return visit
 
-        outputs = {block.places[kind] for block in blocks for kind in QKV}
-        outputs |= {block.mlp for block in blocks}
-        places = {*outputs, *moved, parts.end}
+        places = {*outputs, parts.end}
         for block in blocks:
-            places |= {block.start, block.normed, block.middle}
+            places |= {block.start, block.normed, block.middle, block.project}
         visits = {place: visit_at(place) for place in sorted(places, key=str)}
         with visiting(parts.model, visits, grad=True):
             logits = parts.executor.call(runs, at, whole=False)
@@ -210,7 +186,7 @@ class _Tape:
             )
         if not scores.requires_grad:
             raise EngineError("the score cannot be differentiated in the logits")
-        order = [*sorted(outputs, key=str), parts.end]
+        order = [*sorted(outputs | {b.project for b in blocks}, key=str), parts.end]
         seen = [self.seen[place] for place in order]
         found = torch.autograd.grad(scores.sum(), seen, retain_graph=True, allow_unused=True)
         self.gradients: dict[Place, Tensor] = {}
@@ -225,14 +201,39 @@ class _Tape:
         Only the norm is gone back through for each head: the projections are matrices.
         """
         normed, stream = self.seen[block.normed], self.seen[block.start]
+        through = self._through_each(block)
         found: list[Tensor] = []
         for kind in QKV:
             weight, _ = block.weights[kind]
-            for columns in block.columns[kind]:
-                of_head = self.gradients[block.places[kind]][..., columns] @ weight[:, columns].T
+            for head in range(self._n_heads):
+                group, member = (head, 0) if kind == "q" else divmod(head, self._share)
+                columns = block.columns[kind][group]
+                gradients = self.gradients if kind == "q" else through[member]
+                of_head = gradients[block.places[kind]][..., columns] @ weight[:, columns].T
                 found += torch.autograd.grad(
                     normed, stream, of_head.reshape(normed.shape), retain_graph=True
                 )
+        return found
+
+    def _through_each(self, block: Block) -> list[dict[Place, Tensor]]:
+        """Gradients at keys and values that come through the first head of each group, and so on.
+
+        Heads of one group read the same keys; what each of them alone makes of these comes back
+        from its own values.
+        """
+        if self._share == 1:
+            return [self.gradients]
+        places = list(dict.fromkeys(block.places[kind] for kind in QKV[1:]))
+        values, gradient = self.seen[block.project], self.gradients[block.project]
+        member = torch.arange(self._n_heads, device=values.device) % self._share
+        by_head = gradient.unflatten(-1, (self._n_heads, -1))  # type: ignore[no-untyped-call]
+        found = []
+        for i in range(self._share):
+            of_these = (by_head * (member == i)[:, None]).reshape(gradient.shape)
+            at_places = torch.autograd.grad(
+                values, [self.seen[place] for place in places], of_these, retain_graph=True
+            )
+            found.append(dict(zip(places, at_places, strict=True)))
         return found
 
     def into_mlp(self, block: Block) -> Tensor:

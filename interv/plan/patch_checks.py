@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from interv.errors import Problem, nearest
 from interv.models import ModelFiles
 from interv.plan.checks import check_text_model, check_trained
+from interv.plan.circuit import split
 from interv.spec import LoadedSpec, PatchSpec
 from interv.spec.metrics import NORMALISED, OF_ANSWERS, PLAIN, known_metrics, parse_metric
 from interv.task.pairs import Pair
@@ -63,6 +64,12 @@ def check_parts(
         if part != "decompose" and metric.of not in OF_ANSWERS:
             message = f"{part} needs the gradient of the first metric; {spec.metric[0]} has none"
             yield loaded.problem(("metric", 0), message, f"first one of: {', '.join(OF_ANSWERS)}")
+    if spec.circuit and pairs and not all(split(pairs, spec.circuit.held_out, spec.seed)):
+        message = (
+            f"held_out: {spec.circuit.held_out:g} of these pairs' distinct ones is none or all"
+        )
+        expected = "more distinct pairs, or another share"
+        yield loaded.problem(("circuit", "held_out"), message, expected)
     if spec.attribution:
         for i, grid in enumerate(spec.grid):
             named: list[tuple[tuple[str | int, ...], str]] = [

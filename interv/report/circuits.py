@@ -66,12 +66,37 @@ def areas(fractions: Sequence[float], f: Sequence[float] | np.ndarray) -> Areas:
         fractions: shares of edges, rising, two or more.
         f: faithfulness at each.
     """
-    x, y = np.asarray(fractions, dtype=float), np.asarray(f, dtype=float)
+    x, y = _rising(fractions, f)
+    return Areas(float(np.trapezoid(y, x)), float(np.trapezoid(np.abs(1 - y), x)))
+
+
+def log_weighted(fractions: Sequence[float], accuracy: Sequence[float] | np.ndarray) -> float:
+    """The mean of an accuracy over the logarithm of the size: acc-AUC.
+
+    By the trapezoid rule over log k, divided by the range of log k, as `acc_auc` in Arora's fork
+    of MIB's code (github.com/aryamanarora/MIB-circuit-track): small circuits count as much as
+    large ones. A size of 0, which has no logarithm, is left out.
+
+    Args:
+        fractions: shares of edges, rising, two or more of them above 0.
+        accuracy: at each: the share of prompts whose answer is above the wrong ones.
+    """
+    x, y = _rising(fractions, accuracy)
+    x, y = np.log(x[x > 0]), y[x > 0]
+    if len(x) < 2:
+        raise IntervError(f"a weighted accuracy needs two sizes above 0, not {list(fractions)}")
+    return float(np.trapezoid(y, x) / (x[-1] - x[0]))
+
+
+def _rising(
+    fractions: Sequence[float], values: Sequence[float] | np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    x, y = np.asarray(fractions, dtype=float), np.asarray(values, dtype=float)
     if x.ndim != 1 or x.shape != y.shape or len(x) < 2 or not (np.diff(x) > 0).all():
         raise IntervError(
             f"an area needs two or more rising fractions and a value for each, not {x} and {y}"
         )
-    return Areas(float(np.trapezoid(y, x)), float(np.trapezoid(np.abs(1 - y), x)))
+    return x, y
 
 
 def incompleteness(circuit_without: Number, model_without: Number) -> Number:
@@ -86,6 +111,9 @@ def incompleteness(circuit_without: Number, model_without: Number) -> Number:
 
 def minimality(without_both: Number, without_set: Number) -> Number:
     """`|F(C \\ (K + v)) - F(C \\ K)|`: what a node v adds to the circuit where K is gone.
+
+    A node belongs to the circuit where some K without it makes this large: the largest over the
+    sets that were tried is the node's minimality score.
 
     Args:
         without_both: F of the circuit without K and v; a float, or `[K]`.

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from interv.plan import PatchPlan
 from interv.report import patch_figures as figures
 from interv.report.figures import STYLE, files_of
-from interv.report.patch_circuit import CircuitReport, circuit_report, nodes_of
+from interv.report.patch_circuit import CircuitReport, circuit_report, node_of
 from interv.report.patch_tables import (
     attribution_table,
     decomposition_table,
@@ -75,10 +75,7 @@ def patch_report(plan: PatchPlan, journal: Journal) -> PatchReport:
         tables |= {"curve": circuit.curve, "nodes": circuit.nodes}
         files["circuit.json"] = json.dumps(circuit.circuit, indent=1) + "\n"
         scores |= circuit.scores
-        findings["circuit"] = {
-            name: int(scores[name]) if "in_circuit" in name else scores[name]
-            for name in ("CPR", "CMD", "faithfulness", "edges_in_circuit", "nodes_in_circuit")
-        }
+        findings["circuit"] = circuit.findings
     if scores:
         rows = [{"name": name, "value": float(value)} for name, value in scores.items()]
         tables["scores"] = pd.DataFrame(rows)
@@ -249,9 +246,8 @@ def _part(row: pd.Series[Any]) -> str:
 
 
 def _circuit(plan: PatchPlan, report: CircuitReport) -> Iterator[Drawn]:
-    told = report.scores
     units = f"share of {plan.spec.circuit.level}"
-    curve = figures.curve(report.curve, told["CPR"], told["CMD"], units)
+    curve = figures.curve(report.curve, report.scores, units)
     yield "faithfulness", curve, report.curve
     edges = _drawn_edges(report)
     if edges:
@@ -261,16 +257,11 @@ def _circuit(plan: PatchPlan, report: CircuitReport) -> Iterator[Drawn]:
 
 
 def _drawn_edges(report: CircuitReport) -> list[dict[str, Any]]:
-    """Edges between nodes: those to a head's queries, keys and values are one.
-
-    What goes to keys that several heads share is drawn to each of them, in equal parts.
-    """
+    """Edges between nodes: those to a head's queries, keys and values are one."""
     sums: dict[tuple[str, str], float] = {}
     for edge in report.circuit["edges"]:
-        targets = nodes_of(edge["target"], report.graph)
-        for target in targets:
-            ends = edge["source"], target
-            sums[ends] = sums.get(ends, 0.0) + edge["score"] / len(targets)
+        ends = edge["source"], node_of(edge["target"])
+        sums[ends] = sums.get(ends, 0.0) + edge["score"]
     ranked = sorted(sums.items(), key=lambda item: -abs(item[1]))[:_MOST_EDGES]
     return [{"source": s, "target": t, "score": score} for (s, t), score in ranked]
 

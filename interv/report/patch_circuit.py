@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from interv.engine import EdgeGraph
 from interv.plan import PatchPlan
-from interv.report.circuits import areas, faithfulness, incompleteness, minimality
+from interv.report.circuits import areas, faithfulness, incompleteness, log_weighted, minimality
 from interv.report.statistics import uncertainty
-from interv.runner.circuit import Ranks, n_chosen, nodes_in, rank
+from interv.runner.circuit import (
+    CHOSEN,
+    EMPTY,
+    RANKINGS,
+    Ranks,
+    knocked_out,
+    n_chosen,
+    n_top,
+    nodes_in,
+    rank,
+    set_name,
+    top_name,
+)
 from interv.runner.journal import Journal
-from interv.runner.patch_steps import batches, circuit_id, edge_scores
+from interv.runner.patch_steps import Batches, circuit_values, edge_scores, ends, halves
 from interv.runner.values import baseline_values, wanted_pairs
 
 
@@ -23,96 +35,172 @@ class CircuitReport:
     """What is written of a circuit.
 
     Attributes:
-        curve: faithfulness over the share of units that are kept, with intervals over pairs.
+        curve: for both rankings, faithfulness over the share of units that are asked for, with
+            intervals over pairs; `edges` are those left once dead ends are pruned.
         scores: single numbers, by name.
+        findings: the scores that are told first, and what they were measured on.
         nodes: each with what it sends, in the circuit or not, and its minimality where asked for.
         circuit: nodes and edges of the chosen circuit, for JSON and for the drawing.
-        graph: of the model.
     """
 
     curve: pd.DataFrame
     scores: dict[str, float]
+    findings: dict[str, Any]
     nodes: pd.DataFrame
     circuit: dict[str, Any]
-    graph: EdgeGraph
+
+
+@dataclass(frozen=True)
+class _Values:
+    """Values of circuits on the evaluated pairs, in the order of their batches."""
+
+    plan: PatchPlan
+    journal: Journal
+    scored: Batches
+    evaluated: Batches
+
+    def of(self, name: str) -> np.ndarray:
+        """`[pair, draw]`."""
+        return circuit_values(self.plan, self.journal, self.scored, self.evaluated, name)
+
+    def mean(self, name: str) -> float:
+        return float(self.of(name).mean())
+
+    @cached_property
+    def ends(self) -> tuple[float, float]:
+        """Of the empty circuit and the model."""
+        return ends(self.plan, self.journal, self.scored, self.evaluated)
+
+    @cached_property
+    def gains(self) -> np.ndarray:
+        """Of each pair, what the model's value is above that of the empty circuit."""
+        clean = baseline_values(self.plan, self.journal, self.plan.metrics[0], "clean")
+        full = np.array([clean[i] for batch in self.evaluated for i in batch])
+        gains: np.ndarray = full - self.of(EMPTY).mean(1)
+        return gains
 
 
 def circuit_report(plan: PatchPlan, journal: Journal) -> CircuitReport:
     """Make it from the journal.
 
-    Faithfulness and the areas under and off its curve (CPR and CMD) are MIB's (Mueller et al.
-    2025, arXiv 2504.13151), completeness and minimality those of Wang et al. 2022.
+    Faithfulness, CPR (edges ranked by what they help) and CMD (by magnitude) are MIB's (Mueller
+    et al. 2025, arXiv 2504.13151), completeness and minimality those of Wang et al. 2022.
     """
-    wanted = wanted_pairs(plan, journal)
-    found = list(batches(plan, wanted))
-    ranks = rank(plan, edge_scores(plan, journal, found))
-
-    def values(name: str) -> np.ndarray:
-        """Of each pair, in the order of the batches."""
-        return np.array(
-            [v for batch in found for v in journal[circuit_id(plan, batch, name)]["values"]]
-        )
-
-    clean, corrupted = (
-        baseline_values(plan, journal, plan.metrics[0], run) for run in ("clean", "corrupted")
-    )
-    full = float(np.mean(list(clean.values())))
-    empty = float(np.mean(list(corrupted.values())))
-    order = [i for batch in found for i in batch]
-    lowest, highest = (np.array([of[i] for i in order]) for of in (corrupted, clean))
-    fractions = list(plan.spec.circuit.fractions)
-    rows, shares = [], []
-    for fraction in fractions:
-        each = values(f"top {fraction:g}")
-        f = faithfulness(float(each.mean()), empty, full)
-        # A ratio of means: as sure as the pairs' numerators follow their divisors.
-        shares.append(f + (each - lowest - f * (highest - lowest)) / (full - empty))
-        rows.append(
-            {
-                "fraction": fraction,
-                "kept": round(fraction * len(ranks.unit_scores)),
-                "value": float(each.mean()),
-                "mean": f,
-            }
-        )
-    statistics = plan.spec.statistics
-    spread = uncertainty(shares, plan.spec.seed, statistics.level, statistics.resamples)
-    curve = pd.DataFrame(rows)
-    for name in ("n", "ci_low", "ci_high"):
-        curve[name] = spread[name].to_numpy()
-    cpr, cmd = areas(fractions, curve["mean"].tolist())
+    scored, evaluated = halves(plan, wanted_pairs(plan, journal))
+    ranks = rank(plan, edge_scores(plan, journal, scored))
+    values = _Values(plan, journal, scored, evaluated)
+    curve = _curve(ranks, values)
     kept = ranks.kept(n_chosen(plan, ranks))
-    chosen = float(values("chosen").mean())
+    nodes_there = nodes_in(plan, ranks)
+    (empty, full), chosen = values.ends, values.mean(CHOSEN)
+    fractions = list(plan.spec.circuit.fractions)
+    by_ranking = [curve[curve["ranking"] == by] for by in RANKINGS]
+    signed, magnitude = (part["mean"].tolist() for part in by_ranking)
     scores: dict[str, float] = {
-        "CPR": cpr,
-        "CMD": cmd,
+        "CPR": areas(fractions, signed).cpr,
+        "CMD": areas(fractions, magnitude).cmd,
+        "largest_faithfulness": max(signed),
+        "sizes_above_1": sum(f > 1 + _ROUNDING for f in signed),
         "edges": len(ranks.scores),
         "edges_in_circuit": int(kept.sum()),
-        "nodes_in_circuit": len(nodes_in(plan, ranks)),
+        "nodes_in_circuit": len(nodes_there),
         "clean": full,
-        "corrupted": empty,
+        "empty": empty,
         "circuit": chosen,
         "faithfulness": faithfulness(chosen, empty, full),
         "unfaithfulness": abs(full - chosen),
     }
-    minimal: dict[str, float] = {}
-    if plan.spec.circuit.knockouts and nodes_in(plan, ranks):
-        apart = [
-            incompleteness(
-                float(values(f"circuit without subset {i}").mean()),
-                float(values(f"model without subset {i}").mean()),
+    if "accuracy" in curve and sum(fraction > 0 for fraction in fractions) > 1:
+        scores["acc-AUC"] = log_weighted(fractions, by_ranking[0]["accuracy"].tolist())
+    apart, minimal = _knocked_out(ranks, values)
+    if apart:
+        scores |= {
+            "incompleteness_mean": float(np.mean(list(apart.values()))),
+            "incompleteness_max": max(apart.values()),
+            "minimality_min": min(minimal.values()),
+        }
+    told = ("CPR", "CMD", "acc-AUC", "faithfulness", "largest_faithfulness")
+    findings: dict[str, Any] = {name: scores[name] for name in told if name in scores}
+    counts = ("sizes_above_1", "edges_in_circuit", "nodes_in_circuit")
+    findings |= {name: int(scores[name]) for name in counts}
+    findings["evaluated_on"] = _evaluated_on(plan, scored, evaluated)
+    circuit = {
+        **_members(ranks, kept),
+        "without": [{"nodes": k, "incompleteness": v} for k, v in apart.items()],
+    }
+    return CircuitReport(curve, scores, findings, _nodes(ranks, kept, minimal), circuit)
+
+
+_ROUNDING = 1e-6  # of faithfulness: the whole model's is 1 up to this
+
+
+def _evaluated_on(plan: PatchPlan, scored: Batches, evaluated: Batches) -> str:
+    """Which pairs the numbers of a circuit are about, in words."""
+    n_scored, n = (sum(len(batch) for batch in side) for side in (scored, evaluated))
+    if plan.spec.circuit.held_out:
+        return f"{n} held-out pairs ({n_scored} others gave the scores)"
+    return f"the {n} pairs that gave the scores (held_out: 0)"
+
+
+def _curve(ranks: Ranks, values: _Values) -> pd.DataFrame:
+    """A row for each size under each ranking."""
+    plan, (empty, full) = values.plan, values.ends
+    rows, shares = [], []
+    for by in RANKINGS:
+        for fraction in plan.spec.circuit.fractions:
+            drawn = values.of(top_name(by, fraction))
+            each = drawn.mean(1)
+            f = faithfulness(float(each.mean()), empty, full)
+            # A ratio of means: as sure as the pairs' numerators follow their divisors.
+            lowest = values.of(EMPTY).mean(1)
+            shares.append(f + (each - lowest - f * values.gains) / (full - empty))
+            n_units = n_top(ranks, fraction)
+            rows.append(
+                {
+                    "ranking": by,
+                    "fraction": fraction,
+                    "units": n_units,
+                    "edges": int(ranks.kept(n_units, by).sum()),
+                    "value": float(each.mean()),
+                    "accuracy": float((drawn > 0).mean()),
+                    "mean": f,
+                }
             )
-            for i in range(plan.spec.circuit.knockouts)
-        ]
-        scores["incompleteness_mean"] = float(np.mean(apart))
-        scores["incompleteness_max"] = float(np.max(apart))
-        for node in nodes_in(plan, ranks):
-            name = str(ranks.graph.senders[node])
-            without = float(values(f"circuit without {name}").mean())
-            minimal[name] = minimality(without, chosen)
-        scores["minimality_min"] = min(minimal.values())
-    nodes = _nodes(ranks, kept, minimal)
-    return CircuitReport(curve, scores, nodes, _members(ranks, kept), ranks.graph)
+    curve = pd.DataFrame(rows)
+    if not plan.metrics[0].needs_wrong:
+        # Above 0 is right only where the answer is compared with wrong ones.
+        curve = curve.drop(columns="accuracy")
+    statistics = plan.spec.statistics
+    spread = uncertainty(shares, plan.spec.seed, statistics.level, statistics.resamples)
+    for name in ("n", "ci_low", "ci_high"):
+        curve[name] = spread[name].to_numpy()
+    return curve
+
+
+def _knocked_out(ranks: Ranks, values: _Values) -> tuple[dict[str, float], dict[str, float]]:
+    """Incompleteness of each set K of nodes, and each node's minimality; empty if not asked for."""
+    plan, senders = values.plan, ranks.graph.senders
+    sets = knocked_out(plan, ranks)
+    if not sets:
+        return {}, {}
+    without = {nodes: values.mean(set_name("circuit", nodes)) for nodes in sets}
+    apart = {
+        " ".join(str(senders[node]) for node in sorted(nodes)): incompleteness(
+            without[nodes], values.mean(set_name("model", nodes))
+        )
+        for nodes in sets
+    }
+    minimal = {
+        str(senders[node]): max(
+            minimality(
+                values.mean(set_name("circuit", nodes | {node})),
+                values.mean(set_name("circuit", nodes - {node})),
+            )
+            for nodes in (frozenset[int](), *sets)
+        )
+        for node in nodes_in(plan, ranks)
+    }
+    return apart, minimal
 
 
 def _nodes(ranks: Ranks, kept: np.ndarray, minimal: dict[str, float]) -> pd.DataFrame:
@@ -149,8 +237,7 @@ def _members(ranks: Ranks, kept: np.ndarray) -> dict[str, Any]:
         )
     ]
     edges.sort(key=lambda edge: -abs(float(str(edge["score"]))))
-    names = {str(edge["source"]) for edge in edges}
-    names |= {name for edge in edges for name in nodes_of(str(edge["target"]), graph)}
+    names = {node_of(str(edge[end])) for edge in edges for end in ("source", "target")}
     nodes = [
         {"name": str(s), "kind": s.kind, "layer": s.layer} for s in graph.senders if str(s) in names
     ]
@@ -159,14 +246,7 @@ def _members(ranks: Ranks, kept: np.ndarray) -> dict[str, Any]:
     return {"nodes": nodes, "edges": edges}
 
 
-def nodes_of(receiver: str, graph: EdgeGraph) -> list[str]:
-    """The nodes that a receiver belongs to: `a3.h5` of `a3.h5.q`.
-
-    Keys and values are counted by key heads: each belongs to all the heads that look at it.
-    """
-    name, _, kind = receiver.rpartition(".")
-    if kind not in ("q", "k", "v"):
-        return [receiver]
-    layer, _, head = name.rpartition(".h")
-    group = 1 if kind == "q" else graph.n_heads // graph.n_kv_heads
-    return [f"{layer}.h{int(head) * group + i}" for i in range(group)]
+def node_of(name: str) -> str:
+    """The node that a receiver belongs to: `a3.h5` of `a3.h5.q`."""
+    node, _, kind = name.rpartition(".")
+    return node if kind in ("q", "k", "v") else name

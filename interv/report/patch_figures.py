@@ -185,20 +185,28 @@ def pattern(panels: Sequence[tuple[str, np.ndarray]], tokens: Sequence[str]) -> 
     return figure
 
 
-def curve(frame: pd.DataFrame, cpr: float, cmd: float, label: str) -> Figure:
-    """Faithfulness over the share that is kept, and the two areas of that curve.
+def curve(frame: pd.DataFrame, scores: Mapping[str, float], label: str) -> Figure:
+    """Faithfulness over the share that is kept under both rankings, and the areas of the curves.
 
     Args:
-        frame: columns `fraction`, `mean`, `ci_low` and `ci_high`; intervals may be NaN.
+        frame: columns `ranking`, `fraction`, `mean`, `ci_low` and `ci_high`; intervals may be NaN.
+        scores: `CPR` and `CMD`, and `sizes_above_1`: at how many sizes CPR rewards a faithfulness
+            above the model's own.
         label: what the fractions are shares of.
     """
-    x, mean, low, high = _floats(frame, "fraction", "mean", "ci_low", "ci_high")
-    figure = Figure(figsize=(4.4, 3.1), layout="constrained")
+    figure = Figure(figsize=(4.4, 3.3), layout="constrained")
     axes = figure.subplots()
     for level in (0, 1):
         axes.axhline(level, color=_GREY, lw=0.7, ls="--" if level else "-")
-    axes.fill_between(x, low, high, color=_ABOVE, alpha=0.2, lw=0)
-    axes.plot(x, mean, "o-", color=_ABOVE, ms=3, lw=1.2)
+    names = {"signed": "by what edges help", "magnitude": "by magnitude"}
+    for colour, (ranking, part) in zip(
+        (_ABOVE, _BELOW), frame.groupby("ranking", sort=False), strict=False
+    ):
+        x, mean, low, high = _floats(part, "fraction", "mean", "ci_low", "ci_high")
+        axes.fill_between(x, low, high, color=colour, alpha=0.2, lw=0)
+        axes.plot(x, mean, "o-", color=colour, ms=3, lw=1.2, label=names[str(ranking)])
+    [x] = _floats(frame, "fraction")
+    axes.legend(frameon=False)
     if x.min() > 0:
         axes.set_xscale("log")
     else:
@@ -206,10 +214,13 @@ def curve(frame: pd.DataFrame, cpr: float, cmd: float, label: str) -> Figure:
         axes.set_xscale("symlog", linthresh=float(x[x > 0].min()), linscale=0.4)
     decades = [10.0**power for power in range(-9, 1)]
     marks = [d for d in decades if x[x > 0].min() <= d <= x.max()]
-    axes.set_xticks([*x[x == 0], *marks] if len(marks) > 1 else x)
+    axes.set_xticks([*np.unique(x[x == 0]), *marks] if len(marks) > 1 else np.unique(x))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.12g}")
     axes.minorticks_off()
-    axes.set_title(f"CPR {cpr:.3g}, CMD {cmd:.3g} (areas over a linear axis)")
+    title = f"CPR {scores['CPR']:.3g}, CMD {scores['CMD']:.3g} (areas over a linear axis)"
+    if scores["sizes_above_1"]:
+        title += f"\nf is above 1 at {scores['sizes_above_1']:.0f} sizes: CPR is no share there"
+    axes.set_title(title)
     axes.set_xlabel(plain(label))
     axes.set_ylabel("faithfulness")
     _open(axes)

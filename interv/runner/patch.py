@@ -4,27 +4,24 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from interv.engine import (
-    EdgeGraph,
     LoadedModel,
     Run,
     Site,
     attributions,
-    circuit_logits,
-    edge_scores,
     logit_attributions,
     logit_lens,
 )
-from interv.engine.edge_parts import Parts
 from interv.engine.metrics import differentiable, read_everything
 from interv.plan import Cell, Pack, PatchPlan
 from interv.plan.grid import Spot
 from interv.plan.patch import Patch
+from interv.runner.circuit_runs import CircuitRuns
 from interv.runner.journal import Record
 from interv.runner.patch_runs import Ids, PatchRuns, answers_of, held_by, read_at
 from interv.runner.sweep import PackWorker, Step
@@ -38,17 +35,14 @@ class Patcher(PackWorker[PatchPlan]):
         super().__init__(plan, model)
         self.runs = PatchRuns(plan, self.reference, model.anatomy.n_layers)
         self._clean_logits: dict[int, Tensor] = {}
-        self._graph: EdgeGraph | None = None
 
     @property
     def notes(self) -> dict[str, Any]:
         return {"attn_implementation": self.model.attn_implementation}
 
-    @property
-    def graph(self) -> EdgeGraph:
-        if self._graph is None:
-            self._graph = EdgeGraph(self.model.anatomy)
-        return self._graph
+    @cached_property
+    def circuits(self) -> CircuitRuns:
+        return CircuitRuns(self.plan, self.model, self.reference, self.runs)
 
     def samples(self) -> tuple[Mapping[str, Sequence[Run]], Sequence[int]]:
         kinds: dict[str, list[Patch]] = defaultdict(list)
@@ -201,51 +195,11 @@ class Patcher(PackWorker[PatchPlan]):
 
     def edges(self, step: Step) -> dict[str, Record]:
         """Scores of every edge, the mean over some pairs."""
-        spec = self.plan.spec.circuit
-        pairs = [self.plan.pairs[i] for i in step.payload]
-        bases = [Run(pair.ids) for pair in pairs]
-        sources = [Run(pair.corrupted_ids or ()) for pair in pairs]
-        found = []
-        # As many as go through the model at once: a score is of the answers of these.
-        for some in Parts(self.reference, self.model.module, self.graph).batches(
-            len(pairs), len(bases[0])
-        ):
-            answers = [answers_of(pair) for pair in pairs[some]]
-            found.append(
-                edge_scores(
-                    self.reference,
-                    self.model.module,
-                    self.graph,
-                    bases[some],
-                    sources[some],
-                    read_at(pairs[0], ()),
-                    differentiable(self.plan.metrics[0].of, answers),
-                    method=spec.method,
-                    steps=spec.steps,
-                )
-            )
-        self.reference.forget()
-        mean = torch.cat(found).mean(0)[self.graph.exists]
-        return {step.ids[0]: {"scores": mean.tolist(), "n": len(pairs)}}
+        return self.circuits.edges(step)
 
     def circuit(self, step: Step) -> dict[str, Record]:
         """Some pairs' values where only some edges are kept."""
-        indices, kept = step.payload
-        pairs = [self.plan.pairs[i] for i in indices]
-        keep = torch.zeros_like(self.graph.exists)
-        keep[self.graph.exists] = torch.tensor(kept(), dtype=torch.bool)
-        logits = circuit_logits(
-            self.reference,
-            self.model.module,
-            self.graph,
-            [Run(pair.ids) for pair in pairs],
-            [Run(pair.corrupted_ids or ()) for pair in pairs],
-            keep,
-            read_at(pairs[0], ()),
-        )
-        self.reference.forget()
-        score = differentiable(self.plan.metrics[0].of, [answers_of(pair) for pair in pairs])
-        return {step.ids[0]: {"values": score(logits).double().tolist()}}
+        return self.circuits.circuit(step)
 
     def patterns(self, step: Step) -> dict[str, Record]:
         """Attention of chosen heads in the first clean prompt, `[head][query][key]`."""

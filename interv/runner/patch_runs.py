@@ -98,6 +98,11 @@ class PatchRuns:
             return [Run(_prompt(other, over) + tail) for other in others]
         return []
 
+    def averaged(self, pair: Pair) -> list[Run]:
+        """The runs of a pair's group, whose mean states mean ablation takes."""
+        over = self._plan.spec.intervention.over
+        return [Run(_prompt(self._plan.pairs[i], over)) for i in self._plan.drawn[pair.index]]
+
     def _edits(self, pair: Pair, spot: Spot, source: Run | None) -> list[Edit]:
         site = site_of(spot)
         if source is not None:
@@ -116,9 +121,7 @@ class PatchRuns:
         """The mean state at a place over the prompts of a pair's group, `[pos, ...]`."""
         place = self._reference.sites.place(site)
         if (pair.group, place) not in self._means:
-            over = self._plan.spec.intervention.over
-            others = [self._plan.pairs[i] for i in self._plan.drawn[pair.index]]
-            runs = [Run(_prompt(other, over)) for other in others]
+            runs = self.averaged(pair)
             # All that the plan reads of these prompts at once, so that they run once.
             wanted = {
                 self._reference.sites.place(Site(s.component, s.layer))

@@ -8,16 +8,18 @@ from typing import Any
 
 import numpy as np
 
+from interv.errors import IntervError
 from interv.plan import Cell, ExecutorName, PatchPlan
 from interv.plan.cells import digest
+from interv.plan.circuit import split
 from interv.plan.grid import Place
-from interv.runner.circuit import chosen, knockouts, rank, top
+from interv.runner.circuit import EMPTY, Kept, circuits, graph_of, rank
 from interv.runner.journal import Journal
 from interv.runner.patch import Patcher
 from interv.runner.sweep import Kind, Step, pack_steps
-from interv.runner.values import scale, wanted_pairs
-from interv.spec.metrics import MetricName
+from interv.runner.values import baseline_values, scale, wanted_pairs
 
+_SMALLEST = 1e-9  # of the model's value: what faithfulness may be divided by
 _BATCH_PAIRS = 16
 _BATCH_TOKENS = 1024  # whose activations are kept for a way back
 
@@ -111,45 +113,102 @@ def batches(plan: PatchPlan, wanted: Sequence[int]) -> Iterator[tuple[int, ...]]
 
 
 def _circuit_steps(plan: PatchPlan, journal: Journal, wanted: Sequence[int]) -> Iterator[Step]:
-    spec = plan.spec.circuit
-    # Faithfulness divides by what the whole model gains: known to be something before it is run.
-    scale(plan, journal, MetricName("faithfulness", plan.metrics[0].of, "recovery"))
-    found = list(batches(plan, wanted))
-    for i, batch in enumerate(found, start=1):
-        yield Step("edge attribution", (edges_id(plan, batch),), "edges", batch, i, len(found))
-    if any(edges_id(plan, batch) not in journal for batch in found):
+    scored, evaluated = halves(plan, wanted)
+    graph = graph_of(plan)
+
+    def of(name: str, kept: Kept, i: int, n: int) -> Iterator[Step]:
+        for batch in evaluated:
+            # The payload computes the edges only where they are still wanted.
+            key = circuit_id(plan, scored, batch, name)
+            yield Step(f"circuit: {name}", (key,), "circuit", (batch, kept), i, n)
+
+    yield from of(EMPTY, lambda: np.zeros(int(graph.exists.sum()), dtype=bool), 1, 1)
+    if any(circuit_id(plan, scored, batch, EMPTY) not in journal for batch in evaluated):
         return
-    ranks = rank(plan, edge_scores(plan, journal, found))
-    ways = [(f"top {share:g}", top(ranks, share)) for share in spec.fractions]
-    ways.append(("chosen", chosen(plan, ranks)))
-    ways += knockouts(plan, ranks)
-    steps = [(name, kept, batch) for name, kept in ways for batch in found]
-    for i, (name, kept, batch) in enumerate(steps, start=1):
-        key = circuit_id(plan, batch, name)
-        # The payload computes the edges only where they are still wanted.
-        yield Step(f"circuit: {name}", (key,), "circuit", (batch, kept), i, len(steps))
+    # Faithfulness divides by what the whole model gains: known to be something before the rest.
+    ends(plan, journal, scored, evaluated)
+    for i, batch in enumerate(scored, start=1):
+        yield Step("edge attribution", (edges_id(plan, batch),), "edges", batch, i, len(scored))
+    if any(edges_id(plan, batch) not in journal for batch in scored):
+        return
+    ways = list(circuits(plan, rank(plan, edge_scores(plan, journal, scored))))
+    for i, (name, kept) in enumerate(ways, start=1):
+        yield from of(name, kept, i, len(ways))
+
+
+Batches = Sequence[Sequence[int]]
+
+
+def halves(plan: PatchPlan, wanted: Sequence[int]) -> tuple[Batches, Batches]:
+    """Batches of the pairs that edges are scored on, and that circuits are evaluated on.
+
+    Raises:
+        IntervError: none of the wanted pairs is on one side.
+    """
+    sides = split(list(plan.pairs.values()), plan.spec.circuit.held_out, plan.spec.seed)
+    found = [list(batches(plan, [i for i in wanted if i in side])) for side in sides]
+    if not all(found):
+        raise IntervError(
+            f"circuit.held_out: of the {len(wanted)} pairs that data.keep leaves none is "
+            f"{'evaluated' if found[0] else 'scored'}; give more pairs"
+        )
+    return found[0], found[1]
 
 
 def edges_id(plan: PatchPlan, batch: Sequence[int]) -> str:
     """The id of the mean edge scores of a batch."""
     spec = plan.spec.circuit
-    asked = [spec.method, spec.steps if spec.method != "eap" else 1, plan.metrics[0].of]
+    how = [spec.method, spec.steps, spec.quadrature] if spec.method != "eap" else [spec.method]
+    asked = [*how, plan.metrics[0].of]
     return digest("|".join(plan.baselines[i] for i in batch), f"edges|{json.dumps(asked)}")
 
 
-def circuit_id(plan: PatchPlan, batch: Sequence[int], name: str) -> str:
-    """The id of a batch's values in one of the circuits."""
+def circuit_id(plan: PatchPlan, scored: Batches, batch: Sequence[int], name: str) -> str:
+    """The id of a batch's values in one of the circuits, which all scores decide."""
     asked = json.dumps(plan.spec.circuit.model_dump(exclude={"fractions"}), sort_keys=True)
-    return digest(edges_id(plan, batch), f"circuit|{name}|{asked}|{plan.spec.seed}")
+    whose = "|".join(edges_id(plan, some) for some in (*scored, batch))
+    return digest(whose, f"circuit|{name}|{asked}|{plan.spec.seed}")
 
 
-def edge_scores(plan: PatchPlan, journal: Journal, found: Sequence[Sequence[int]]) -> np.ndarray:
-    """The mean score of every edge over all pairs, in the graph's order."""
-    records = [journal[edges_id(plan, batch)] for batch in found]
+def edge_scores(plan: PatchPlan, journal: Journal, scored: Batches) -> np.ndarray:
+    """The mean score of every edge over the scored pairs, in the graph's order."""
+    records = [journal[edges_id(plan, batch)] for batch in scored]
     weights = np.array([record["n"] for record in records], dtype=float)
     scores = np.stack([np.asarray(record["scores"]) for record in records])
     mean: np.ndarray = weights @ scores / weights.sum()
     return mean
+
+
+def circuit_values(
+    plan: PatchPlan, journal: Journal, scored: Batches, evaluated: Batches, name: str
+) -> np.ndarray:
+    """The metric of the evaluated pairs in one of the circuits, `[pair, draw]`."""
+    found = [
+        values
+        for batch in evaluated
+        for values in journal[circuit_id(plan, scored, batch, name)]["values"]
+    ]
+    return np.array(found)
+
+
+def ends(
+    plan: PatchPlan, journal: Journal, scored: Batches, evaluated: Batches
+) -> tuple[float, float]:
+    """The mean metric of the empty circuit, and of the model, over the evaluated pairs.
+
+    Raises:
+        IntervError: they are the same: of the difference between them nothing is a share.
+    """
+    clean = baseline_values(plan, journal, plan.metrics[0], "clean")
+    full = float(np.mean([clean[i] for batch in evaluated for i in batch]))
+    empty = float(circuit_values(plan, journal, scored, evaluated, EMPTY).mean())
+    if not abs(full - empty) > _SMALLEST * abs(full):
+        raise IntervError(
+            f"faithfulness is not defined: it divides by {full - empty:.3g} (the whole model "
+            f"{full:.6g}, the empty circuit {empty:.6g}, means of {plan.metrics[0].of}). Choose "
+            "pairs whose answers differ, or another intervention"
+        )
+    return empty, full
 
 
 PATCH = Kind(patch_steps, Patcher)

@@ -275,24 +275,44 @@ class Choice(Section):
 class Circuit(Section):
     """Edge attribution over heads and MLPs, a circuit chosen by it, and how faithful it is.
 
-    In the clean run; edges outside the circuit carry what the corrupted one gives.
+    In the clean run. Edges outside the circuit carry what the intervention puts there: the
+    corrupted run's (noise and denoise alike), zeros, means, or other prompts'.
     """
 
     level: Literal["edges", "nodes"] = "edges"
     method: Literal["eap", "eap_ig_inputs"] = "eap_ig_inputs"
     steps: int = Field(5, ge=1, le=1000, description="of the integrated form")
+    quadrature: Literal["riemann", "midpoint"] = Field(
+        "riemann",
+        description="of the integrated form. riemann: k / steps of the way from what is carried, "
+        "k = 0 ... steps - 1, as the code of its authors; midpoint: (k + 1/2) / steps",
+    )
     choose: Choice = Choice(share=0.02)
     fractions: list[Annotated[float, Field(ge=0, le=1)]] = Field(
         FRACTIONS,
         min_length=2,
         description="of all edges, at which faithfulness is measured (MIB's)",
     )
+    held_out: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the distinct pairs that circuits are evaluated on, edges scored on "
+        "the others; 0: both on all pairs",
+    )
     knockouts: int = Field(
         0,
         ge=0,
         le=10_000,
-        description="random subsets, for completeness; 0: no such scores",
+        description="random sets of its nodes, for completeness and minimality; 0: no such scores",
     )
+
+    @model_validator(mode="after")
+    def _only_what_applies(self) -> Circuit:
+        given = sorted({"steps", "quadrature"} & self.model_fields_set)
+        if self.method == "eap" and given:
+            raise wrong(f"{given[0]} with method: eap", "eap_ig_inputs, or no " + given[0])
+        return self
 
     @model_validator(mode="after")
     def _rising(self) -> Circuit:

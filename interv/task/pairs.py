@@ -251,7 +251,7 @@ def read_pairs(
     bos = tokenizer.adds_bos if model.prepend_bos is None else model.prepend_bos
     ablates = spec.intervention.type in ("zero", "mean", "resample")
     corrupts = spec.intervention.over == "corrupted" and spec.intervention.type != "zero"
-    needs = not ablates or corrupts or spec.circuit is not None or bool(spec.paths)
+    needs = not ablates or corrupts or bool(spec.paths)
     reader = _Reader(tokenizer, bos, model.chat_template, spec.data, needs)
     pairs: list[Pair] = []
     left_out: list[LeftOut] = []

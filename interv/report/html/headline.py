@@ -102,8 +102,15 @@ def _findings(record: Any) -> list[str]:
             f"A circuit of {circuit['edges_in_circuit']:,} edges between "
             f"{circuit['nodes_in_circuit']:,} nodes has a faithfulness of "
             f"{circuit['faithfulness']:.3g}; over circuits of every size, CPR is "
-            f"{circuit['CPR']:.3g} and CMD {circuit['CMD']:.3g}."
+            f"{circuit['CPR']:.3g} (edges ranked by what they help) and CMD {circuit['CMD']:.3g} "
+            f"(by magnitude), on {circuit['evaluated_on']}."
         )
+        if n := circuit["sizes_above_1"]:
+            sentences.append(
+                f"Faithfulness is above 1 at {n} sizes (up to "
+                f"{circuit['largest_faithfulness']:.3g}): there CPR is no share of what "
+                "the model gains, and a larger CPR is no better."
+            )
     if against := record.get("attribution_against_patching"):
         sentence = f"At {against['places']} places attribution was compared with exact patching"
         if "rank_correlation" in against:
