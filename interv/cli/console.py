@@ -48,6 +48,11 @@ class Console:
         """One line."""
         self._console.print(text, markup=False, soft_wrap=True)
 
+    def warn(self, text: str) -> None:
+        """A line that is not to be overlooked; nothing where there is no text."""
+        if text:
+            self._console.print(f"WARNING: {text}", markup=False, soft_wrap=True, style="bold red")
+
     def show(self, table: Table) -> None:
         """A table."""
         self._console.print(table)
