@@ -306,6 +306,12 @@ def factors_of(
     return tuple(factors.tolist()) if bool((off <= _ROUNDINGS * eps * size).all()) else None
 
 
+def same_to_rounding(one: Tensor, other: Tensor) -> bool:
+    """Whether tensors differ by no more than the order in which a mixture's experts are summed."""
+    eps = max(torch.finfo(one.dtype).eps, torch.finfo(torch.float32).eps)
+    return bool((one - other).abs().max() <= _ROUNDINGS / 2 * eps * other.abs().max())
+
+
 def _same(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
     return all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(one, other, strict=True))
 

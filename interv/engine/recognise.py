@@ -25,6 +25,7 @@ from interv.engine.arithmetic import (
     find_stream,
     gates,
     ordinary_tokens,
+    same_to_rounding,
 )
 from interv.engine.attention import Call, routing
 from interv.errors import EngineError, ModelError
@@ -343,7 +344,7 @@ def _is_causal(trial: Trial) -> bool:
     before = trial.once(last)
     assert before is not None
     changed = _at_place(trial, last, (*trial.ids[:-1], trial.ids[0]))
-    return torch.equal(changed[:-1], before[:-1])
+    return same_to_rounding(changed[:-1], before[:-1])
 
 
 def _mixes_besides(trial: Trial, anatomy: Anatomy) -> bool:
@@ -360,7 +361,7 @@ def _mixes_besides(trial: Trial, anatomy: Anatomy) -> bool:
         ):
             found.append(_at_place(trial, last, ids))
     before, changed = found
-    return not torch.equal(changed[1:], before[1:])
+    return not same_to_rounding(changed[1:], before[1:])
 
 
 def _at_place(trial: Trial, place: Place, ids: Sequence[int]) -> Tensor:

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from interv.errors import Problem, nearest
 from interv.models import ModelFiles
+from interv.models.anatomy import Anatomy
+from interv.models.edges import why_no_edges
 from interv.plan.checks import check_text_model, check_trained
 from interv.spec import LoadedSpec, PatchSpec
 from interv.spec.metrics import NORMALISED, OF_ANSWERS, PLAIN, known_metrics, parse_metric
@@ -63,6 +65,11 @@ def check_parts(
         if part != "decompose" and metric.of not in OF_ANSWERS:
             message = f"{part} needs the gradient of the first metric; {spec.metric[0]} has none"
             yield loaded.problem(("metric", 0), message, f"first one of: {', '.join(OF_ANSWERS)}")
+    if spec.circuit and files.facts and files.facts.family:
+        anatomy = Anatomy(files.facts.family, files.facts, files.config or {})
+        if why := why_no_edges(anatomy):
+            message = f"no circuit: {why}"
+            yield loaded.problem(("circuit",), message, "attribution or paths, or another model")
     if spec.attribution:
         for i, grid in enumerate(spec.grid):
             named: list[tuple[tuple[str | int, ...], str]] = [
