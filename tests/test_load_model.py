@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from interv.engine import Edit, ReferenceExecutor, Run, Site, SuffixExecutor, Vanilla, Zero
-from interv.engine.load import load_model, token_embeddings
+from interv.engine.load import LoadedModel, load_model
 from interv.errors import ModelError
 from interv.models import locate
 from interv.spec.schema import ModelSection
@@ -21,22 +22,28 @@ def load(value: object, device: str = "cpu", seed: int = 0):
     return load_model(locate(section, seed), section, seed, device)
 
 
+def weights(model: LoadedModel) -> Tensor:
+    """The word embeddings."""
+    weight: Tensor = model.module.get_input_embeddings().weight  # type: ignore[operator,union-attr]
+    return weight
+
+
 def test_weights_are_frozen_in_evaluation_mode_and_in_float32(gpt2_folder: Path) -> None:
     model = load({"path": str(gpt2_folder)})
     assert not model.module.training
     assert all(not p.requires_grad and p.dtype == torch.float32 for p in model.module.parameters())
-    assert token_embeddings(model).shape == (420, 24)
+    assert weights(model).shape == (420, 24)
     assert model.attn_implementation == "sdpa"
 
 
 def test_a_random_model_depends_on_the_seed_alone() -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    one = token_embeddings(load({"config": tiny_config("llama")}))
+    one = weights(load({"config": tiny_config("llama")}))
     assert torch.equal(torch.get_rng_state(), before), "the user's random state was moved"
     torch.manual_seed(6)
-    assert torch.equal(one, token_embeddings(load({"config": tiny_config("llama")})))
-    assert not torch.equal(one, token_embeddings(load({"config": tiny_config("llama")}, seed=1)))
+    assert torch.equal(one, weights(load({"config": tiny_config("llama")})))
+    assert not torch.equal(one, weights(load({"config": tiny_config("llama")}, seed=1)))
 
 
 def test_weights_that_do_not_fill_the_model_are_an_error(gpt2_folder: Path, tmp_path: Path) -> None:
@@ -101,11 +108,11 @@ def test_a_pickle_with_code_in_it_is_refused(gpt2_folder: Path, tmp_path: Path) 
 def test_a_pickle_of_plain_weights_is_read(gpt2_folder: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(gpt2_folder, folder)
-    weights = load_file(folder / "model.safetensors")
+    state = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
-    torch.save(weights, folder / "pytorch_model.bin")
+    torch.save(state, folder / "pytorch_model.bin")
     model = load({"path": str(folder)})
-    assert torch.equal(token_embeddings(model), token_embeddings(load({"path": str(gpt2_folder)})))
+    assert torch.equal(weights(model), weights(load({"path": str(gpt2_folder)})))
 
 
 def test_code_in_a_models_folder_is_not_run(gpt2_folder: Path, tmp_path: Path) -> None:

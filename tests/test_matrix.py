@@ -43,10 +43,8 @@ LOOSE_PATTERN = {
 }
 
 ABSENT = {
-    # What is added to the stream and what a sub-layer gives cannot be told apart by names.
-    **{name: {"attention_residual", "mlp_residual"} for name in zoo.RECOGNISED},
-    # Its sub-layers' outputs are scaled before they are added: the middle is no plain sum.
-    "granite": {"attention_residual", "mlp_residual", "resid_mid"},
+    # Its sub-layers' outputs are scaled before they are added: no module gives what is.
+    "granite": {"attention_residual", "mlp_residual"},
     # That norm runs twice: on the patches, and on the pooled vector.
     "blip": {"vision_final_norm"},
 }

@@ -180,6 +180,36 @@ def test_sigma_is_the_authors_scalar(
     assert record["sigma"] == pytest.approx(float(weight.std()), rel=1e-6)
 
 
+def test_a_corruption_that_hardly_corrupts_is_said_everywhere(
+    write_spec: SpecWriter, cli: Cli, tmp_path: Path
+) -> None:
+    path = write_spec(grid={"component": "block_output", "layers": 0}, figures={"formats": ["png"]})
+    weak = cli("trace", path, "corrupt.level=0.01", "--json", "-o", tmp_path / "outputs")
+    assert weak.code == 0, weak.err
+    printed = json.loads(weak.out)
+    folder = Path(printed["folder"])
+    [prompt] = pd.read_csv(folder / "prompts.csv").to_dict("records")
+    clean, corrupted = prompt["p_clean"], prompt["p_corrupted"]
+    assert abs(corrupted - clean) < 0.1 * clean
+    assert printed["corruption"] == json.loads((folder / "run.json").read_text())["corruption"]
+    assert printed["corruption"] == {
+        "p_clean": pytest.approx(clean),
+        "p_corrupted": pytest.approx(corrupted),
+        "share_taken": pytest.approx(1 - corrupted / clean),
+        "weak": True,
+        "weak_prompts": 1,
+    }
+    assert "WARNING: The corruption hardly corrupts" in weak.err
+    assert cli("report", folder).code == 0
+    assert "The corruption hardly corrupts" in (folder / "report.html").read_text("utf-8")
+    strong = cli("trace", path, "corrupt.level=1.0", "-o", tmp_path / "outputs")
+    [prompt] = pd.read_csv(Path(strong.out.strip()) / "prompts.csv").to_dict("records")
+    assert prompt["p_corrupted"] < 0.9 * prompt["p_clean"]
+    assert "WARNING" not in strong.err
+    assert cli("report", strong.out.strip()).code == 0
+    assert "corrupts" not in (Path(strong.out.strip()) / "report.html").read_text("utf-8")
+
+
 def test_facts_that_the_model_does_not_know_are_left_out_with_the_reason(
     write_spec: SpecWriter, gpt2_folder: Path, cli: Cli, tmp_path: Path
 ) -> None:

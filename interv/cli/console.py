@@ -61,6 +61,11 @@ class Console:
         """Print one line."""
         self._console.print(Text(printable(text)), soft_wrap=True)
 
+    def warn(self, text: str) -> None:
+        """A line that is not to be overlooked; nothing where there is no text."""
+        if text:
+            self._console.print(f"WARNING: {text}", markup=False, soft_wrap=True, style="bold red")
+
     def show(self, table: Table) -> None:
         """Print a table."""
         self._console.print(table)

@@ -73,7 +73,7 @@ def _anatomy(word: str) -> tuple[Anatomy, str]:
     family = files.facts.family
     if family is None:
         # Not in the table: a copy of two layers tells where things stand.
-        from interv.engine.recognise import from_config
+        from interv.engine.sample import from_config
 
         family = from_config(config)
     return Anatomy(family, files.facts, config), word if by_config else files.label

@@ -31,6 +31,7 @@ def trace(
     from interv.cli.plan import show_plan
     from interv.cli.sweep import carry_out_and_print
     from interv.plan import make_plan
+    from interv.report.corruption import corruption
     from interv.spec import load_spec
 
     made = make_plan(load_spec(spec, overrides or (), kind="trace"))
@@ -47,5 +48,7 @@ def trace(
                 "answer not being theirs: see prompts.csv"
             )
         console.top(report.summary, made)
+        traced = report.prompts.loc[report.prompts["traced"], ["p_clean", "p_corrupted"]]
+        console.warn(corruption(traced.to_numpy().tolist()).warning)
 
     carry_out_and_print(made, outputs, fresh=fresh, quiet=quiet, as_json=as_json, tell=tell)

@@ -175,14 +175,14 @@ def _route(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    mask: Tensor | None,
+    attention_mask: Tensor | None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     through, layer_of, before, calls, _ = _routes[-1]
     layer = layer_of[id(module)]
     calls[layer] += 1
     implementation = before[id(module.config)] or "eager"
-    call = Call(layer, module, implementation, (query, key, value), mask, options)
+    call = Call(layer, module, implementation, (query, key, value), attention_mask, options)
     return through(call), None
 
 

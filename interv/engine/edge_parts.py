@@ -23,6 +23,7 @@ from interv.engine.reference import ReferenceExecutor
 from interv.engine.runs import Edit, Inputs, Run, Site
 from interv.errors import EngineError
 from interv.models.anatomy import Anatomy, Place
+from interv.models.edges import why_no_edges
 
 Part = Literal["q", "k", "v"]
 QKV: Final[tuple[Part, ...]] = ("q", "k", "v")
@@ -31,14 +32,6 @@ _COMPONENTS: Final[dict[Part, str]] = {
     "k": "head_key_output",
     "v": "head_value_output",
 }
-_NEEDED = (
-    "block_input",
-    "block_output",
-    "attention_output",
-    "head_attention_value_output",
-    *_COMPONENTS.values(),
-    "mlp_output",
-)
 _MAX_NUMBERS = 2**26  # in one tensor of all senders' outputs
 _MAX_TOKENS = 2048  # in one forward whose activations are kept for the way back
 
@@ -88,23 +81,11 @@ class EdgeGraph:
     """
 
     def __init__(self, anatomy: Anatomy) -> None:
-        name, facts = anatomy.family.name if anatomy.family else "", anatomy.facts
-        missing = [c for c in _NEEDED if c not in anatomy.components]
-        if facts is None or missing:
-            whose = f"{name} models" if name else "this model"
-            raise EngineError(f"edges: {whose} have no {', '.join(missing or ['layers'])}")
-        for part in ("attention", "mlp"):
-            added = f"{part}_residual"
-            if added in anatomy.components and anatomy.stand(added) != anatomy.stand(
-                f"{part}_output"
-            ):
-                raise EngineError(
-                    f"edges: in {name} models a norm follows the {part}: what goes into the "
-                    "residual stream is no sum of what the components give"
-                )
+        if why := why_no_edges(anatomy):
+            raise EngineError(f"edges: {why}")
+        facts = anatomy.facts
+        assert facts is not None
         self.parallel = "resid_mid" not in anatomy.components
-        if not self.parallel and anatomy.stand("resid_mid").side == "output":
-            raise EngineError(f"edges: in {name} models the residual stream is what a norm gives")
         self.n_layers, self.n_heads, self.n_kv_heads = (
             facts.n_layers,
             facts.n_heads,

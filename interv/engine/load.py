@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 import transformers
 from torch import nn
 
+from interv.engine.hooks import find_module
 from interv.engine.pretrained import auto_class, from_checkpoint, merged
 from interv.engine.recognise import recognise
 from interv.errors import IntervError, ModelError
@@ -24,6 +26,8 @@ from interv.models.cache import cached
 from interv.models.checkpoint import Weights
 from interv.models.config import read_facts
 from interv.spec.schema import ModelSection
+
+_EMBEDDED_TOGETHER = 4096  # tokens
 
 
 @dataclass(frozen=True)
@@ -116,12 +120,33 @@ def _compare(files: ModelFiles, module: Any) -> ModelFacts:
     return loaded
 
 
-def token_embeddings(model: LoadedModel) -> torch.Tensor:
-    """The word embeddings `[vocab, d_model]`, as the model holds them."""
+def embedding_sigma(model: LoadedModel, tokens: Sequence[int] | None = None) -> float:
+    """Return the standard deviation of what the embedding module gives, as one scalar.
+
+    The module is that of the component `token_embedding`, to whose output noise is added: where
+    it scales its weights (Gemma by √width), so is its deviation. What the model does behind it
+    (a norm, positions, a multiplier) is not in it. `collect_embedding_std` of Meng et al. 2022
+    (experiments/causal_trace.py) reads the same place.
+
+    Args:
+        model: the model.
+        tokens: ids, which count as often as they occur; None: each of the vocabulary once.
+    """
     place = model.anatomy.place("token_embedding", 0)
-    weight = model.module.get_submodule(place.path).weight
-    assert isinstance(weight, torch.Tensor)
-    return weight
+    module = find_module(model.module, place.path)
+    assert model.anatomy.facts is not None
+    ids = torch.tensor(range(model.anatomy.facts.vocab_size) if tokens is None else tokens)
+    n, mean, squares = 0, 0.0, 0.0
+    with torch.no_grad():
+        for some in torch.split(ids.to(model.device), _EMBEDDED_TOGETHER):
+            given = module(some[None]).double()
+            var, centre = torch.var_mean(given, correction=0)
+            # Chan et al. 1983: deviations of parts about their own means, put together.
+            more, apart = given.numel(), float(centre) - mean
+            squares += float(var) * more + apart**2 * n * more / (n + more)
+            mean += apart * more / (n + more)
+            n += more
+    return math.sqrt(squares / (n - 1))
 
 
 def _device(name: str) -> torch.device:

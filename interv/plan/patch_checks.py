@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from interv.errors import Problem, nearest
 from interv.models import ModelFiles
+from interv.models.anatomy import Anatomy
+from interv.models.edges import why_no_edges
 from interv.plan.checks import check_text_model, check_trained
 from interv.plan.circuit import split
 from interv.spec import LoadedSpec, PatchSpec
@@ -70,6 +72,11 @@ def check_parts(
         )
         expected = "more distinct pairs, or another share"
         yield loaded.problem(("circuit", "held_out"), message, expected)
+    if spec.circuit and files.facts and files.facts.family:
+        anatomy = Anatomy(files.facts.family, files.facts, files.config or {})
+        if why := why_no_edges(anatomy):
+            message = f"no circuit: {why}"
+            yield loaded.problem(("circuit",), message, "attribution or paths, or another model")
     if spec.attribution:
         for i, grid in enumerate(spec.grid):
             named: list[tuple[tuple[str | int, ...], str]] = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 
 from interv.plan import TracePlan
+from interv.report.corruption import Corruption, corruption
 from interv.report.tables import by_site
 from interv.spec.schema import ROLES, FiguresSection
 
@@ -43,7 +44,15 @@ STYLE: Any = {
 
 @dataclass(frozen=True)
 class Map:
-    """One heat map: values `[row, layer]`, the rows' labels, and how it is to be read."""
+    """One heat map.
+
+    Attributes:
+        values: `[row, layer]`.
+        rows: their labels.
+        clean, corrupted: what the values are in these runs: the ends of the colours.
+        bar: what the colours measure.
+        warning: why it shows little; empty where it does not.
+    """
 
     name: str
     component: str
@@ -52,9 +61,10 @@ class Map:
     values: np.ndarray
     layers: Sequence[int]
     rows: Sequence[str]
-    low: float
-    metric: str
+    clean: float
+    corrupted: float
     bar: str
+    warning: str
 
     @property
     def title(self) -> str:
@@ -79,17 +89,27 @@ def _kind(component: str) -> tuple[str, str]:
     return _KINDS.get(component.split("_")[0], _ATTENTION)
 
 
-def draw(plan: TracePlan, results: pd.DataFrame, summary: pd.DataFrame) -> list[tuple[str, bytes]]:
+def draw(
+    plan: TracePlan, results: pd.DataFrame, summary: pd.DataFrame, prompts: pd.DataFrame
+) -> list[tuple[str, bytes]]:
     """Every figure of a run, as (file name, content)."""
+    judged = {
+        int(row["prompt_id"]): corruption([(row["p_clean"], row["p_corrupted"])])
+        for row in prompts.to_dict("records")
+        if row["traced"]
+    }
     with rc_context(STYLE):
-        return list(_draw(plan, results, summary))
+        return list(_draw(plan, results, summary, judged))
 
 
 def _draw(
-    plan: TracePlan, results: pd.DataFrame, summary: pd.DataFrame
+    plan: TracePlan,
+    results: pd.DataFrame,
+    summary: pd.DataFrame,
+    judged: Mapping[int, Corruption],
 ) -> Iterator[tuple[str, bytes]]:
     model = plan.files.label
-    for stem, maps in _maps(plan, results, summary):
+    for stem, maps in _maps(plan, results, summary, judged):
         for one in maps:
             yield from files_of(plan.spec.figures, f"{stem}_{one.name}", _heatmaps([one], model))
         if len(maps) > 1:
@@ -99,8 +119,14 @@ def _draw(
         if len(averages) and (summary["over"] == "prompts").any():
             suffix = _suffix(plan, metric)
             yield from files_of(
-                plan.spec.figures, f"lines{suffix}", _lines(averages, metric, model)
+                plan.spec.figures,
+                f"lines{suffix}",
+                _lines(averages, metric, model, _together(judged).short),
             )
+
+
+def _together(judged: Mapping[int, Corruption]) -> Corruption:
+    return corruption((one.clean, one.corrupted) for one in judged.values())
 
 
 def _suffix(plan: TracePlan, metric: str) -> str:
@@ -108,7 +134,10 @@ def _suffix(plan: TracePlan, metric: str) -> str:
 
 
 def _maps(
-    plan: TracePlan, results: pd.DataFrame, summary: pd.DataFrame
+    plan: TracePlan,
+    results: pd.DataFrame,
+    summary: pd.DataFrame,
+    judged: Mapping[int, Corruption],
 ) -> Iterator[tuple[str, list[Map]]]:
     """Heat maps that belong on one panel, and the stem of their files' names."""
     ids = list(dict.fromkeys(results["prompt_id"]))
@@ -123,6 +152,7 @@ def _maps(
             ]
             word = _METRIC_WORDS[metric].format(prompt.answer.strip())
             of_prompt = by_token[by_token["prompt_id"] == index]
+            ends = of_prompt[["clean", "corrupted"]]
             maps = [
                 _map(
                     site,
@@ -130,10 +160,10 @@ def _maps(
                     frame,
                     "pos",
                     "value",
-                    list(range(len(labels))),
-                    labels,
-                    metric,
+                    dict(enumerate(labels)),
+                    tuple(ends.iloc[0]),
                     word,
+                    judged[index].short,
                 )
                 for *site, frame in by_site(of_prompt)
             ]
@@ -143,10 +173,24 @@ def _maps(
         by_role = summary[(summary["metric"] == metric) & (summary["role"] != "")]
         named = [*ROLES, "subject", *dict.fromkeys(by_role["role"])]
         roles = [r for r in dict.fromkeys(named) if (by_role["role"] == r).any()]
-        words = [r.replace("_", " ") + ("*" if "subject" in r else "") for r in roles]
+        words = {r: r.replace("_", " ") + ("*" if "subject" in r else "") for r in roles}
         bar = f"average effect on {_METRIC_WORDS[metric].format('answer')}"
+        # The largest effect that there could be: what the corruption takes, over all prompts.
+        each = results[results["metric"] == metric].groupby("prompt_id")[["clean", "corrupted"]]
+        ends = each.first().mean()
+        whole = float(ends["clean"] - ends["corrupted"])
         maps = [
-            _map(site, _several(by_role, site), frame, "role", "mean", roles, words, metric, bar)
+            _map(
+                site,
+                _several(by_role, site),
+                frame,
+                "role",
+                "mean",
+                words,
+                (whole, 0.0),
+                bar,
+                _together(judged).short,
+            )
             for *site, frame in by_site(by_role)
         ]
         if maps:
@@ -164,21 +208,20 @@ def _map(
     frame: pd.DataFrame,
     row: str,
     column: str,
-    order: Sequence[Hashable],
-    labels: list[str],
-    metric: str,
+    labels: Mapping[Any, str],
+    ends: tuple[float, float],
     bar: str,
+    warning: str,
 ) -> Map:
     component, window, severed = site
     table = frame.pivot_table(index=row, columns="layer", values=column, aggfunc="mean")
-    shown = [(key, label) for key, label in zip(order, labels, strict=True) if key in table.index]
-    table = table.loc[[key for key, _ in shown]]
+    table = table.loc[[key for key in labels if key in table.index]]
     name = component + (f"_window{window}" if windows else "")
     name += f"_without_{severed}" if severed else ""
-    low = float(frame["corrupted"].iloc[0]) if column == "value" else 0.0
-    rows = [label for _, label in shown]
+    rows = [labels[key] for key in table.index]
     layers = [int(layer) for layer in table.columns]
-    return Map(name, component, window, severed, table.to_numpy(), layers, rows, low, metric, bar)
+    values = table.to_numpy()
+    return Map(name, component, window, severed, values, layers, rows, *ends, bar, warning)
 
 
 def _heatmaps(maps: Sequence[Map], model: str) -> Figure:
@@ -186,19 +229,20 @@ def _heatmaps(maps: Sequence[Map], model: str) -> Figure:
     width = max(4.2, 1.9 + 0.075 * len(maps[0].layers) + 0.06 * longest)
     height = max(2.2, 1.2 + 0.19 * max(len(m.rows) for m in maps))
     figure = Figure(figsize=(width * len(maps), height), layout="constrained")
+    _warn(figure, maps[0].warning)
     for axes, one in zip(figure.subplots(1, len(maps), squeeze=False)[0], maps, strict=True):
         _heatmap(figure, axes, one, model)
     return figure
 
 
 def _heatmap(figure: Figure, axes: Axes, one: Map, model: str) -> None:
-    cmap = _kind(one.component)[1]
+    # Strong colour for the clean value and none for the corrupted one, whichever is larger: a trace
+    # that restores little looks like one.
+    cmap = _kind(one.component)[1] + ("_r" if one.clean < one.corrupted else "")
+    low, high = sorted((one.clean, one.corrupted))
     finite = one.values[np.isfinite(one.values)]
-    if one.metric == "rank":
-        # A low rank is a good one: strong colour for low.
-        cmap, low, high = f"{cmap}_r", float(finite.min()), one.low
-    else:
-        low, high = one.low, float(finite.max())
+    below, above = bool((finite < low).any()), bool((finite > high).any())
+    extend = {(0, 0): "neither", (1, 0): "min", (0, 1): "max", (1, 1): "both"}[below, above]
     edges = np.arange(len(one.layers) + 1), np.arange(len(one.rows) + 1)
     # Pixels, not a thousand paths: the same picture in an SVG a tenth as large.
     mesh = axes.pcolormesh(
@@ -210,14 +254,20 @@ def _heatmap(figure: Figure, axes: Axes, one: Map, model: str) -> None:
     axes.set_xticks([i + 0.5 for i in ticks], [str(one.layers[i]) for i in ticks])
     axes.set_title(one.title)
     axes.set_xlabel(plain(one.axis(model)))
-    bar = figure.colorbar(mesh, ax=axes)
+    bar = figure.colorbar(mesh, ax=axes, extend=extend)
     bar.set_label(plain(one.bar))
 
 
-def _lines(summary: pd.DataFrame, metric: str, model: str) -> Figure:
+def _warn(figure: Figure, warning: str) -> None:
+    if warning:
+        figure.suptitle(warning, color="#b00020", fontsize=8)
+
+
+def _lines(summary: pd.DataFrame, metric: str, model: str, warning: str) -> Figure:
     """Average effect by role over layers, with 95 % intervals over prompts."""
     groups = by_site(summary)
     figure = Figure(figsize=(3.8 * len(groups), 2.9), layout="constrained")
+    _warn(figure, warning)
     panels = figure.subplots(1, len(groups), squeeze=False, sharey=True)[0]
     for axes, (component, window, severed, frame) in zip(panels, groups, strict=True):
         for role in ROLES:

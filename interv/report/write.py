@@ -13,6 +13,7 @@ from interv.plan import PatchPlan, Plan, TracePlan, TrainPlan
 from interv.plan.claims import grid_replaced
 from interv.plan.collect import CollectPlan
 from interv.report.claims import Verdict, cells_table, check_claims, verdicts_table
+from interv.report.corruption import corruption
 from interv.report.das import draw_train, train_report
 from interv.report.figures import draw
 from interv.report.patch import draw_patch, patch_report
@@ -79,8 +80,10 @@ def write_report(plan: Plan, journal: Journal, folder: Path, record: dict[str, A
         summary = summary_table(plan, journal, results)
         prompts = prompts_table(plan, journal)
         tables = {"results": results, "summary": summary, "prompts": prompts}
-        findings, asked = {}, {"draw_seeds": plan.draw_seeds}
-        drawn = iter(draw(plan, results, summary))
+        traced = prompts.loc[prompts["traced"], ["p_clean", "p_corrupted"]]
+        findings = {"corruption": corruption(traced.to_numpy().tolist()).as_dict()}
+        asked = {"draw_seeds": plan.draw_seeds}
+        drawn = iter(draw(plan, results, summary, prompts))
         used = "traced"
     for name, table in tables.items():
         write_atomically(folder / f"{name}.csv", to_csv(table))

@@ -6,10 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from interv.engine import Edit, Intervention, LoadedModel, Noise, Run, Site, Vanilla
-from interv.engine.load import token_embeddings
+from interv.engine.load import embedding_sigma
 from interv.engine.metrics import predicts, read_answer
 from interv.errors import IntervError
 from interv.plan import Cell, ExecutorName, Pack, TracePlan
@@ -27,7 +25,8 @@ class Tracer(PackWorker[TracePlan]):
     Attributes:
         noise_level: the noise's standard deviation in the embeddings' units; None where the
             corrupted run is another prompt.
-        sigma: the standard deviation that a level such as `3s` is a multiple of.
+        sigma: the standard deviation that a level such as `3s` is a multiple of: that of what
+            the embedding module gives, where the noise is added.
     """
 
     def __init__(self, plan: TracePlan, model: LoadedModel) -> None:
@@ -43,7 +42,10 @@ class Tracer(PackWorker[TracePlan]):
             if corrupt.multiple is None:
                 self.noise_level = float(corrupt.level)
             else:
-                self.sigma = embedding_sigma(plan, model, corrupt.sigma_over)
+                # The subjects of all facts loaded, each tokenised by itself, with repeats.
+                subjects = [t for prompt in plan.prompts.values() for t in prompt.subject_ids]
+                whole = corrupt.sigma_over == "vocabulary"
+                self.sigma = embedding_sigma(model, None if whole else subjects)
                 self.noise_level = corrupt.multiple * self.sigma
 
     @property
@@ -164,19 +166,6 @@ class Tracer(PackWorker[TracePlan]):
 def answer_positions(prompt: Prompt) -> range:
     """Where the answer's tokens are predicted, from a run's end."""
     return range(-len(prompt.answer_ids), 0)
-
-
-def embedding_sigma(plan: TracePlan, model: LoadedModel, over: str) -> float:
-    """Standard deviation of embedding entries: one scalar, as `collect_embedding_std` has it.
-
-    Over the tokens of all subjects loaded, each tokenised by itself, with repeats, or over the
-    whole vocabulary.
-    """
-    weight = token_embeddings(model)
-    if over == "subjects":
-        tokens = [t for prompt in plan.prompts.values() for t in prompt.subject_ids]
-        weight = weight[torch.tensor(tokens, device=weight.device)]
-    return float(weight.double().std())
 
 
 def wanted_prompts(plan: TracePlan, journal: Journal) -> list[int]:

@@ -222,7 +222,9 @@ class NoiseCorruption(Section):
 
     type: Literal["noise"]
     level: NoiseLevel = Field(
-        "3s", description="a number, or a multiple of the embeddings' standard deviation"
+        "3s",
+        description="a number, or a multiple of the standard deviation of what the embedding "
+        "module gives",
     )
     sigma_over: Literal["subjects", "vocabulary"] = Field(
         "subjects", description="which embeddings `s` is taken over: one scalar for all prompts"

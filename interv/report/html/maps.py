@@ -79,8 +79,11 @@ def _traced(run: RunFolder) -> Iterable[Group]:
         )
         labels: dict[Hashable, str] = {role: role.replace("_", " ") for role in roles}
         bar = f"average effect on {_WORDS[metric].format('the answer')}"
+        each = by((row for row in results if row["metric"] == metric), "prompt_id").values()
+        taken = [number(rows[0]["clean"]) - number(rows[0]["corrupted"]) for rows in each]
+        whole = sum(taken) / len(taken)
         if maps := [
-            _trace_map(run, site, rows, "mean", labels, "role", bar, level)
+            _trace_map(run, site, rows, "mean", labels, "role", bar, level, (0.0, whole))
             for site, rows in by(named, "component", "window", "severed").items()
         ]:
             yield Group(f"Averages by role of the token: {metric.replace('_', ' ')}", maps)
@@ -95,16 +98,18 @@ def _traced(run: RunFolder) -> Iterable[Group]:
             for row in sorted(rows, key=lambda row: int(row["pos"]))
         }
         word = _WORDS[metric].format(prompt["answer"].strip())
-        ends = f"clean {number(rows[0]['clean']):.4g}, corrupted {number(rows[0]['corrupted']):.4g}"
+        corrupted, clean = number(rows[0]["corrupted"]), number(rows[0]["clean"])
+        ends = f"clean {clean:.4g}, corrupted {corrupted:.4g}"
         maps = [
-            _trace_map(run, site, some, "value", labels, "token", word, level)
+            _trace_map(run, site, some, "value", labels, "token", word, level, (corrupted, clean))
             for site, some in by(rows, "component", "window", "severed").items()
         ]
         title = f"{prompt['prompt']} … {prompt['answer'].strip()}"
         yield Group(
             f"{title}: {metric.replace('_', ' ')}" if len(metrics) > 1 else title,
             maps,
-            f"{word} after restoring one state; {ends}. Tokens of the subject have a star.",
+            f"{word} after restoring one state; {ends}, the ends of the colours. Tokens of the "
+            "subject have a star.",
             folded=count >= 2,
         )
 
@@ -118,6 +123,7 @@ def _trace_map(
     side: str,
     bar: str,
     level: str,
+    scale: tuple[float, float],
 ) -> HeatMap:
     component, window, severed = site
     title = f"Restoring {component.replace('_', ' ')}"
@@ -133,10 +139,6 @@ def _trace_map(
         _layers(rows),
         f"{axis} of {run.model}",
     )
-    known = [number(row[column]) for row in rows]
-    low = number(rows[0]["corrupted"]) if column == "value" else 0.0
-    # A low rank is a good one: strong colour for low.
-    high = min(known) if rows[0]["metric"] == "rank" else max(known)
     colours = _COLOURS.get(component.split("_")[0], "red")
 
     def hover(row: Row) -> str:
@@ -150,7 +152,7 @@ def _trace_map(
             f"draws {row['draws']}"
         )
 
-    return heat_map(title, rows, column, axes, (low, high), colours, bar, hover)
+    return heat_map(title, rows, column, axes, scale, colours, bar, hover)
 
 
 # Activation patching.

@@ -4,14 +4,30 @@ from __future__ import annotations
 
 from collections import Counter
 
+from interv.report.corruption import corruption
 from interv.report.html.folder import RunFolder, number
 from interv.report.html.prompts import left_out
 
 
 def warnings(run: RunFolder) -> list[str]:
     """Each a sentence, the gravest first."""
-    found = [*_claims(run), *_executor(run), *_prompts(run), *_intervals(run), *_circumstances(run)]
+    found = [
+        *_corruption(run),
+        *_claims(run),
+        *_executor(run),
+        *_prompts(run),
+        *_intervals(run),
+        *_circumstances(run),
+    ]
     return list(dict.fromkeys(found))
+
+
+def _corruption(run: RunFolder) -> list[str]:
+    traced = [row for row in run.table("prompts.csv") if row.get("traced") == "True"]
+    if run.kind != "trace" or not traced:
+        return []
+    warning = corruption((number(r["p_clean"]), number(r["p_corrupted"])) for r in traced).warning
+    return [warning] if warning else []
 
 
 def _claims(run: RunFolder) -> list[str]:
