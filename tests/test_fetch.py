@@ -155,3 +155,39 @@ def test_no_connection(write_spec: SpecWriter, tmp_path: Path, environment: dict
     assert "smollm2-135m needs no connection" in done.stderr
     assert "Traceback" not in done.stderr
     assert PROMPT not in done.stderr
+
+
+def test_an_adapters_base_is_fetched_with_it(
+    hub: Hub, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    """The adapter in a folder here, its base on the hub; only what transformers reads is taken."""
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    named = {"peft_type": "LORA", "base_model_name_or_path": "owner/tiny", "r": 2}
+    (adapter / "adapter_config.json").write_text(json.dumps(named))
+    (adapter / "adapter_model.safetensors").write_bytes(b"")
+    code = """
+import sys
+from interv.models import locate
+from interv.models.fetch import fetch
+from interv.spec.schema import ModelSection
+section = ModelSection(path=sys.argv[1])
+before = locate(section, 0)
+assert before.origin == "hub" and before.identity is None, before
+fetch(section)
+after = locate(section, 0)
+assert after.absent == () and after.adapter is not None, after
+print(after.label, after.folder.name)
+"""
+    settings = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    settings |= {"HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(adapter)],
+        capture_output=True,
+        text=True,
+        env={**environment, **settings},
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["adapter", COMMIT]

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import json
 import math
 import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from torch import nn
 
+from interv.engine.gguf import dequantised
 from interv.engine.hooks import find_module
 from interv.engine.pretrained import auto_class, from_checkpoint, merged
 from interv.engine.recognise import recognise
 from interv.errors import IntervError, ModelError
 from interv.models import ModelFacts, ModelFiles
 from interv.models.anatomy import Anatomy
-from interv.models.cache import cached
 from interv.models.checkpoint import Weights
 from interv.models.config import read_facts
 from interv.spec.schema import ModelSection
@@ -178,7 +175,8 @@ def _pretrained(
 ) -> Any:
     if files.origin == "gguf":
         assert files.gguf_file is not None and files.identity is not None
-        source = _dequantised(files.gguf_file, files.identity)
+        assert files.folder is not None
+        source = dequantised(files.gguf_file, files.identity, files.folder)
         weights = Weights((source / "model.safetensors",))
     else:
         assert files.folder is not None and files.weights is not None
@@ -189,27 +187,6 @@ def _pretrained(
         options["device_map"] = {"": where}
     module = from_checkpoint(files, source, weights, options)
     return module if files.adapter is None else merged(module, files.adapter)
-
-
-def _dequantised(path: Path, sha256: str) -> Path:
-    """The cache folder with a GGUF file's weights as float32 safetensors, made once."""
-
-    def build(folder: Path) -> None:
-        from safetensors.torch import save_file
-
-        # transformers draws a bar here whatever it is told.
-        with contextlib.redirect_stderr(io.StringIO()):
-            module = transformers.AutoModelForCausalLM.from_pretrained(
-                str(path.parent), gguf_file=path.name, dtype=torch.float32, local_files_only=True
-            )
-        tied = set(module._tied_weights_keys or ()) if module.config.tie_word_embeddings else set()
-        state = {k: v.contiguous() for k, v in module.state_dict().items() if k not in tied}
-        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-        config = module.config.to_dict()
-        config.pop("quantization_config", None)
-        (folder / "config.json").write_text(json.dumps(config, indent=1))
-
-    return cached(f"gguf/{sha256[:16]}-float32", build)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import transformers
 
+from interv.engine.pretrained import auto_class
 from interv.engine.recognise import in_every_block, recognise
 from interv.errors import ModelError
 from interv.models.config import read_facts
@@ -25,18 +26,30 @@ def from_config(config: Mapping[str, Any]) -> Family:
     """
     fields = dict(config)
     kind = fields.pop("model_type")
-    auto = transformers.AutoModelForCausalLM
     try:
         full = transformers.AutoConfig.for_model(kind, **fields)
-        small = transformers.AutoConfig.for_model(
-            kind, **{**fields, "num_hidden_layers": 2, "layer_types": None}
-        )
+        auto = auto_class(read_facts(full.to_dict(), str(kind)))
+        small = transformers.AutoConfig.for_model(kind, **_shortened(fields))
         with torch.device("meta"):
             empty = auto.from_config(full, dtype=torch.float32)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model = auto.from_config(small, dtype=torch.float32)
+    except ModelError:
+        raise
     except Exception as error:
         # What a strange config makes transformers raise can be anything; it is the cause.
         raise ModelError(f"models of type '{kind}' cannot be made: {error}") from error
     return in_every_block(recognise(model.eval(), read_facts(small.to_dict(), str(kind))), empty)
+
+
+def _shortened(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config of two layers, and of one in a tower that sees or hears."""
+    short = {**fields, "num_hidden_layers": 2, "layer_types": None}
+    for name, part in fields.items():
+        if isinstance(part, dict) and name == "text_config":
+            short[name] = {**part, "num_hidden_layers": 2, "layer_types": None}
+        elif isinstance(part, dict) and name in ("vision_config", "audio_config"):
+            layers = [key for key in ("num_hidden_layers", "depth") if key in part]
+            short[name] = {**part, **dict.fromkeys(layers or ["num_hidden_layers"], 1)}
+    return short

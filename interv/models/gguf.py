@@ -1,87 +1,72 @@
 """GGUF files without torch: their config and tokenizer, as the JSON files of a hub model.
 
-The weights are dequantised in `interv.engine.load`.
+transformers' tables of GGUF need torch: a process of its own reads them, once for each file
+(`interv.engine.gguf.write_facts`). The weights are dequantised in `interv.engine.gguf` too.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
-from collections.abc import Callable
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 from interv.errors import ModelError
-from interv.models.cache import cached
-from interv.models.tokenizer import byte_level_bpe
+from interv.models.cache import cached, text_hash
 
-# `tokenizer.ggml.pre` of byte-level BPE tokenizers: does it split every digit off?
-_SPLITS_DIGITS = {"default": False, "gpt-2": False, "smollm": True}
-_CONTROL = 3  # token type of special tokens
+_VERSION = 4
+"""Raised when the same file comes to mean other facts or weights."""
+
+_READERS = ("transformers", "gguf", "tokenizers")
+_CALL = """\
+import sys
+from interv.engine.gguf import write_facts
+from interv.errors import ModelError
+try:
+    write_facts(*sys.argv[1:])
+except ModelError as error:
+    print(error, file=sys.stderr)
+    sys.exit(3)
+"""
+
+
+def cache_key(sha256: str, what: str) -> str:
+    """Name of a cache folder made from a GGUF file: by its hash and by all that reads it."""
+    versions = [importlib.metadata.version(name) for name in _READERS]
+    return f"gguf/{sha256[:16]}-{what}-{text_hash(json.dumps([_VERSION, versions]))[:8]}"
 
 
 def unpack(path: Path, sha256: str) -> Path:
-    """The cache folder with config.json, tokenizer.json and tokenizer_config.json of a file.
+    """The cache folder with config.json and the tokenizer's files of a GGUF file.
 
     Raises:
-        ModelError: the file is not GGUF, or not a language model's.
+        ModelError: the file is not GGUF, not a language model's, or not one that can be loaded.
     """
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise ModelError(f"{path}: is not a GGUF file: it does not begin with GGUF")
 
     def build(folder: Path) -> None:
-        from gguf import GGUFReader
-
-        try:
-            reader = GGUFReader(path)
-        except (ValueError, IndexError, OverflowError) as error:
-            raise ModelError(f"{path}: is not a GGUF file: {error}") from error
-
-        def value(key: str) -> object:
-            field = reader.get_field(key)
-            return None if field is None else field.contents()
-
-        architecture = value("general.architecture")
-        config: dict[str, object] = {
-            "model_type": architecture,
-            "num_hidden_layers": value(f"{architecture}.block_count"),
-            "num_attention_heads": value(f"{architecture}.attention.head_count"),
-            "num_key_value_heads": value(f"{architecture}.attention.head_count_kv"),
-            "head_dim": value(f"{architecture}.attention.key_length"),
-            "hidden_size": value(f"{architecture}.embedding_length"),
-            "intermediate_size": value(f"{architecture}.feed_forward_length"),
-            "max_position_embeddings": value(f"{architecture}.context_length"),
-            "n_params": int(sum(int(t.n_elements) for t in reader.tensors)),
+        package = str(Path(__file__).parents[2])
+        places = [package, os.environ.get("PYTHONPATH", "")]
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, places)),
+            "HF_HUB_OFFLINE": "1",
         }
-        tokens = value("tokenizer.ggml.tokens")
-        if not isinstance(tokens, list):
-            raise ModelError(f"{path}: has no tokens; is it a language model?")
-        config["vocab_size"] = len(tokens)
-        config["tokenizer_absent"] = _tokenizer(path, folder, tokens, value)
-        (folder / "config.json").write_text(json.dumps(config))
-
-    return cached(f"gguf/{sha256[:16]}-tokens-3", build)
-
-
-def _tokenizer(
-    path: Path, folder: Path, tokens: list[str], value: Callable[[str], object]
-) -> str | None:
-    """Save a byte-level BPE tokenizer; for any other kind return why there is none."""
-    kind, pre = value("tokenizer.ggml.model"), str(value("tokenizer.ggml.pre") or "default")
-    merges, types = value("tokenizer.ggml.merges"), value("tokenizer.ggml.token_type")
-    bos = value("tokenizer.ggml.bos_token_id")
-    known = kind == "gpt2" and pre in _SPLITS_DIGITS
-    if not known or not isinstance(merges, list) or not isinstance(types, list):
-        return (
-            f"that of {path.name} ({kind}, {pre}) is not known; set model.tokenizer to a folder "
-            "with the model's tokenizer.json"
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", _CALL, str(path.resolve()), str(folder)],
+            capture_output=True,
+            text=True,
+            env=environment,
+            check=False,
         )
-    backend = byte_level_bpe(
-        {token: i for i, token in enumerate(tokens)},
-        [(left, right) for left, right in (str(m).split(" ") for m in merges)],
-        split_digits=_SPLITS_DIGITS[pre],
-        special=[t for t, kind in zip(tokens, types, strict=True) if kind == _CONTROL],
-    )
-    backend.save(str(folder / "tokenizer.json"))
-    settings = {
-        "bos_token": tokens[bos] if isinstance(bos, int) else None,
-        "chat_template": value("tokenizer.chat_template"),
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    return None
+        if done.returncode == 3:
+            raise ModelError(done.stderr.strip())
+        if done.returncode:
+            last = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+            raise ModelError(f"{path}: cannot be read: {last[-1]}")
+
+    return cached(cache_key(sha256, "facts"), build)
