@@ -79,7 +79,7 @@ class Patcher(PackWorker[PatchPlan]):
         for key, pair, values in zip(step.ids, pairs, clean, strict=True):
             tops = {}
             for tail in dict.fromkeys(ids[:-1] for ids in pair.answer_ids):
-                [logits] = self.executor.logits([Run(pair.ids + tail)], read_at(pair, tail))
+                [logits] = self.executor.logits([Run(pair.run_ids(tail))], read_at(pair, tail))
                 tops[tail] = tuple(logits.argmax(-1).tolist())
             # Answers may begin with the same token: they are compared whole.
             [each] = values["logits" if self.plan.few else "log_probabilities"]
@@ -99,7 +99,7 @@ class Patcher(PackWorker[PatchPlan]):
         self.executor.forget()
         patches = [cell for cell in cells if isinstance(cell, Patch)]
         pairs = [self.plan.pairs[i] for i in dict.fromkeys(cell.prompt for cell in cells)]
-        bases = [Run(self.plan.base_ids(p) + tail) for p in pairs for tail in p.tails]
+        bases = [Run(self.plan.base_ids(p, tail)) for p in pairs for tail in p.tails]
         held = sorted({name for cell in patches for name in held_by(cell)})
         n_layers = self.model.anatomy.n_layers
         sites = [Site(name, layer, (0,)) for name in held for layer in range(n_layers)]
@@ -215,6 +215,7 @@ class Patcher(PackWorker[PatchPlan]):
 
     def _share(self, product: Tensor, spot: Spot) -> float:
         """The sum over a spot's positions and columns, of its component's `[pos, width]`."""
+        assert spot.positions is not None  # answers of attribution are single tokens
         picked = product[list(spot.positions)]
         units = self.model.anatomy.n_units(spot.component) if spot.heads is not None else None
         if spot.heads is not None and units:

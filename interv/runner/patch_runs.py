@@ -56,7 +56,7 @@ class PatchRuns:
         receiver is put into a further run.
         """
         pair = self._plan.pairs[cell.prompt]
-        base = Run(self._plan.base_ids(pair) + tail)
+        base = Run(self._plan.base_ids(pair, tail))
         sources: Sequence[Run | None] = self.sources(pair, tail) or [None]
         runs = []
         for source in sources:
@@ -90,18 +90,18 @@ class PatchRuns:
         """The runs that states come from, one for each draw; none where they are constants."""
         kind, over = self._plan.spec.intervention.type, self._plan.spec.intervention.over
         if kind == "denoise":
-            return [Run(pair.ids + tail)]
+            return [Run(pair.run_ids(tail))]
         if kind == "noise":
-            return [Run((pair.corrupted_ids or ()) + tail)]
+            return [Run(pair.corrupted_run_ids(tail))]
         if kind == "resample":
             others = [self._plan.pairs[i] for i in self._plan.drawn[pair.index]]
-            return [Run(_prompt(other, over) + tail) for other in others]
+            return [Run(_prompt(other, over, tail)) for other in others]
         return []
 
     def averaged(self, pair: Pair) -> list[Run]:
         """The runs of a pair's group, whose mean states mean ablation takes."""
         over = self._plan.spec.intervention.over
-        return [Run(_prompt(self._plan.pairs[i], over)) for i in self._plan.drawn[pair.index]]
+        return [Run(_prompt(self._plan.pairs[i], over, ())) for i in self._plan.drawn[pair.index]]
 
     def _edits(self, pair: Pair, spot: Spot, source: Run | None) -> list[Edit]:
         site = site_of(spot)
@@ -158,10 +158,10 @@ class PatchRuns:
 
 def read_at(pair: Pair, tail: Ids) -> range:
     """Where an answer's tokens are predicted, from the end of the prompt and its tail."""
-    if pair.read != len(pair.ids) - 1:
-        at = pair.read - len(pair.ids)
-        return range(at, at + 1)
-    return range(-len(tail) - 1, 0)
+    at = pair.read - len(pair.ids)
+    if pair.ends_text:
+        return range(at - len(tail), at + 1)
+    return range(at, at + 1)
 
 
 def answers_of(pair: Pair) -> Answers:
@@ -174,8 +174,8 @@ def site_of(spot: Spot) -> Site:
     return Site(spot.component, spot.layer, spot.positions, spot.heads, spot.dims)
 
 
-def _prompt(pair: Pair, over: str) -> Ids:
-    return pair.ids if over == "clean" else pair.corrupted_ids or ()
+def _prompt(pair: Pair, over: str, tail: Ids) -> Ids:
+    return pair.run_ids(tail) if over == "clean" else pair.corrupted_run_ids(tail)
 
 
 def held_by(cell: Patch) -> list[str]:
