@@ -25,6 +25,7 @@ from interv.runner.circuit_runs import CircuitRuns
 from interv.runner.journal import Record
 from interv.runner.patch_runs import Ids, PatchRuns, answers_of, held_by, read_at
 from interv.runner.sweep import PackWorker, Step
+from interv.task.encoder import continued
 from interv.task.pairs import Pair
 
 
@@ -233,7 +234,8 @@ class Patcher(PackWorker[PatchPlan]):
                 by_tail[tuple(read_at(pair, tail))].append((i, tail))
         found: dict[int, dict[Ids, Tensor]] = defaultdict(dict)
         for at, some in by_tail.items():
-            logits = self.executor.logits([Run(prompts[i] + tail) for i, tail in some], at, tokens)
+            runs = [Run(continued(prompts[i], tail, pairs[i].behind)) for i, tail in some]
+            logits = self.executor.logits(runs, at, tokens)
             for (i, tail), row in zip(some, logits, strict=True):
                 found[i][tail] = row[None]
         return [self._record(pair.index, found[i], tokens) for i, pair in enumerate(pairs)]

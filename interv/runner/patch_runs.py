@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from interv.plan import PatchPlan
 from interv.plan.grid import Spot
 from interv.plan.patch import Patch
 from interv.runner.trained import swaps_of
+from interv.task.encoder import moved
 from interv.task.pairs import Pair
 
 Ids = tuple[int, ...]
@@ -60,7 +62,7 @@ class PatchRuns:
         sources: Sequence[Run | None] = self.sources(pair, tail) or [None]
         runs = []
         for source in sources:
-            edits = tuple(e for spot in cell.spots for e in self._edits(pair, spot, source))
+            edits = tuple(e for spot in cell.spots for e in self._edits(pair, spot, source, tail))
             if cell.freeze is None:
                 runs.append(Run(base.ids, edits))
                 continue
@@ -68,7 +70,8 @@ class PatchRuns:
             if not cell.receivers:
                 runs.append(middle)
                 continue
-            arrive = tuple(Edit(site_of(spot), Vanilla(), middle) for spot in cell.receivers)
+            ends = [_site_in_run(spot, pair, tail) for spot in cell.receivers]
+            arrive = tuple(Edit(site, Vanilla(), middle) for site in ends)
             runs.append(Run(base.ids, arrive))
         return runs
 
@@ -103,10 +106,10 @@ class PatchRuns:
         over = self._plan.spec.intervention.over
         return [Run(_prompt(self._plan.pairs[i], over, ())) for i in self._plan.drawn[pair.index]]
 
-    def _edits(self, pair: Pair, spot: Spot, source: Run | None) -> list[Edit]:
-        site = site_of(spot)
+    def _edits(self, pair: Pair, spot: Spot, source: Run | None, tail: Ids) -> list[Edit]:
+        site, here = site_of(spot), _site_in_run(spot, pair, tail)
         if source is not None:
-            return [Edit(site, swap, source) for swap in self._swaps]
+            return [Edit(here, swap, source) for swap in self._swaps]
         made: Intervention = Zero()
         if self._plan.spec.intervention.type == "mean":
             key = pair.group, site
@@ -115,7 +118,7 @@ class PatchRuns:
                     self._reference.sites.take(self._mean(pair, site), site)
                 )
             made = self._mean_edits[key]
-        return [Edit(site, made)]
+        return [Edit(here, made)]
 
     def _mean(self, pair: Pair, site: Site) -> Tensor:
         """The mean state at a place over the prompts of a pair's group, `[pos, ...]`."""
@@ -170,8 +173,17 @@ def answers_of(pair: Pair) -> Answers:
 
 
 def site_of(spot: Spot) -> Site:
-    """A spot as the engine's site."""
+    """A spot as the engine's site, in the prompt alone."""
     return Site(spot.component, spot.layer, spot.positions, spot.heads, spot.dims)
+
+
+def _site_in_run(spot: Spot, pair: Pair, tail: Ids) -> Site:
+    """The same where a part of the answer is given, before what the tokenizer appends."""
+    site = site_of(spot)
+    if site.positions is None or not tail:
+        return site
+    positions = moved(site.positions, len(tail), len(pair.ids) - pair.behind)
+    return replace(site, positions=positions)
 
 
 def _prompt(pair: Pair, over: str, tail: Ids) -> Ids:

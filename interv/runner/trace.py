@@ -141,7 +141,7 @@ class Tracer(PackWorker[TracePlan]):
         restored position and in every layer.
         """
         prompt = self.plan.prompts[cell.prompt]
-        at = (cell.position,)
+        at = prompt.in_run((cell.position,))
         restored = [
             Edit(Site(cell.component, layer, at), swap, self._clean(prompt))
             for layer in cell.layers

@@ -105,6 +105,11 @@ def continued(ids: Ids, tail: Ids, behind: int) -> Ids:
     return (*ids[:end], *tail, *ids[end:])
 
 
+def moved(positions: Ids, given: int, end: int) -> Ids:
+    """Return where a prompt's positions are once `given` tokens of an answer stand at `end`."""
+    return tuple(p if p < end else p + given for p in positions)
+
+
 def look_alike(word: str, text: str, what: str) -> str | None:
     """Return what tells `word` from a part of `text` that looks the same; None: nothing does.
 

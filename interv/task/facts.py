@@ -12,7 +12,7 @@ from interv.errors import Mark, ModelError, Problem, nearest
 from interv.models import PromptTokenizer, Tokens
 from interv.spec import LoadedSpec
 from interv.spec.schema import LAST, MASK, Fact, FactsSection, TraceSpec
-from interv.task.encoder import Encoder, continued, look_alike
+from interv.task.encoder import Encoder, continued, look_alike, moved
 from interv.task.files import missing_file, read_records
 
 
@@ -60,6 +60,10 @@ class Prompt:
         if self.corrupted_ids is None:
             return None
         return continued(self.corrupted_ids, self.answer_ids[:-1], self.behind)
+
+    def in_run(self, positions: tuple[int, ...]) -> tuple[int, ...]:
+        """Where positions of the prompt are in `run_ids`."""
+        return moved(positions, len(self.answer_ids) - 1, len(self.ids) - self.behind)
 
     @property
     def answer_positions(self) -> range:
