@@ -50,7 +50,7 @@ def test_the_tokenizer_is_that_of_transformers() -> None:
     messages = [{"role": "user", "content": "hi"}]
     rendered = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert ours.chat("hi") == rendered
-    assert not ours.adds_bos
+    assert ours.added == ((), ())
 
 
 def test_the_shape_is_read_without_the_weights(model: torch.nn.Module) -> None:

@@ -21,7 +21,16 @@ def section(value: object) -> ModelSection:
 
 @pytest.mark.parametrize(
     ("text", "field"),
-    [("gpt2", "name"), ("a/b", "name"), ("./a", "path"), ("/a/b", "path"), ("m.gguf", "path")],
+    [
+        ("gpt2", "name"),
+        ("a/b", "name"),
+        ("./a", "path"),
+        ("/a/b", "path"),
+        ("m.gguf", "path"),
+        ("C:\\models\\llama", "path"),
+        ("D:/llama", "path"),
+        ("models\\llama", "path"),
+    ],
 )
 def test_a_bare_word_is_a_name_or_a_path(text: str, field: str) -> None:
     assert getattr(section(text), field) == text
@@ -125,3 +134,52 @@ def test_gpt2s_own_files_are_enough_to_plan(tmp_path: Path, gpt2_folder: Path) -
     files = locate(section({"path": str(tmp_path)}), 0)
     assert files.tokenizer is not None
     assert [a.split(":")[0] for a in files.absent] == ["weights"]
+
+
+def test_a_name_that_is_a_folder_here_is_told_before_the_hub_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "llama").mkdir(parents=True)
+    assert locate(section({"name": "models/llama"}), 0).facts is None
+    (tmp_path / "models" / "llama" / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"did you mean \./models/llama\?"):
+        locate(section({"name": "models/llama"}), 0)
+
+
+def test_a_foreign_tokenizer_gives_way_to_one_that_is_named(
+    gpt2_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text((gpt2_folder / "config.json").read_text())
+    (tmp_path / "tokenizer.model").write_bytes(b"\x0a")
+    with pytest.raises(ModelError, match=r"tokenizer\.model \(SentencePiece\)"):
+        locate(section({"path": str(tmp_path)}), 0)
+    found = locate(section({"path": str(tmp_path), "tokenizer": str(gpt2_folder)}), 0)
+    assert found.tokenizer is not None
+
+
+@pytest.mark.parametrize("field", ["rope_parameters", "rope_scaling"])
+@pytest.mark.parametrize(
+    ("scaling", "longest"),
+    [
+        ({"rope_type": "linear", "factor": 4.0}, 256),
+        ({"type": "dynamic", "factor": 2.5}, 160),
+        ({"rope_type": "yarn", "factor": 4.0}, 256),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}, 64),
+        ({"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 32}, 256),
+        ({"rope_type": "longrope", "original_max_position_embeddings": 8}, 64),
+        ({"rope_type": "default", "factor": 4.0}, 64),
+        ({"full_attention": {"rope_type": "linear", "factor": 8.0}}, 64),
+    ],
+)
+def test_scaled_rotary_embeddings_take_longer_prompts(
+    field: str, scaling: dict[str, object], longest: int
+) -> None:
+    facts = locate(section({"config": {**tiny_config("llama"), field: scaling}}), 0).facts
+    assert facts is not None and facts.n_positions == longest
+
+
+def test_a_scaling_without_a_number_is_an_error() -> None:
+    config = {**tiny_config("llama"), "rope_scaling": {"rope_type": "linear", "factor": "four"}}
+    with pytest.raises(ModelError, match="factor of the linear RoPE scaling is 'four'"):
+        locate(section({"config": config}), 0)

@@ -372,7 +372,7 @@ def test_files_before_training() -> None:
         (token,) = tokenizer.encode(word).ids
         assert token != tokenizer.unk_id
         assert tokenizer.decode(token) == word
-    assert tokenizer.encode("The France", prepend_bos=True).ids[0] == tokenizer.bos_id == 0
+    assert tokenizer.encode("The France", bos=True).ids[0] == tokenizer.bos_id == 0
     assert not tokenizer.adds_bos
     assert files.facts.vocab_size == len(tokenizer_words(files.folder))
     assert not list(files.folder.glob("*.safetensors"))

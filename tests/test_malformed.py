@@ -173,6 +173,24 @@ CASES = [
     Case("a window wider than the model", "layers: all", "window: 4", 14, ("the model has 3",)),
     Case("a space at both ends", "prompt: The Space Needle is in downtown",
          "prompt: 'The Space Needle is in downtown '", 6, ("ends in a space",)),
+    Case("a folder's name instead of its path", "model:\n  path: MODEL", "model: models/llama", 2,
+         ("there is a folder of the name 'models/llama'", "did you mean ./models/llama?"),
+         files={"models/llama/config.json": "{}"}),
+    Case("a path of Windows", "model:\n  path: MODEL", r"model: 'C:\models\llama'", 2,
+         ("model.path", r"C:\models\llama is neither a folder nor a file")),
+    Case("a date without a chat template", "path: MODEL", "path: MODEL\n  chat_date: 2025-01-02",
+         None, ("chat_date without chat_template", "chat_template: true")),
+    Case("a date that is none", "path: MODEL",
+         "path: MODEL\n  chat_template: true\n  chat_date: tomorrow", 5,
+         ("'tomorrow' is no date", "YYYY-MM-DD")),
+    Case("a chat template that is a number", "path: MODEL", "path: MODEL\n  chat_template: 3", 4,
+         ("chat_template", "3")),
+    Case("a subject composed otherwise", FACTS,
+         "  facts:\n    - {prompt: 'Cafe\u0301 Flore is', subject: 'Caf\u00e9 Flore', answer: Seattle}\n",
+         6, ("looks the same", "U+00E9", "U+0065", "U+0301", "the same characters in both")),
+    Case("a subject with another space", FACTS,
+         "  facts:\n    - {prompt: 'The\u00a0Old is', subject: The Old, answer: Seattle}\n",
+         6, ("looks the same", "the prompt U+00A0 (NO-BREAK SPACE)")),
 ]  # fmt: skip
 
 
@@ -187,7 +205,7 @@ def test_malformed(
     folder = tmp_path / "work"
     folder.mkdir()
     for name, text in case.files.items():
-        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
     path = folder / "spec.yaml"
     if case.whole is not None:

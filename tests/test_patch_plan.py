@@ -594,7 +594,7 @@ CASES = [
         "layers: all",
         "positions: plce",
         (18, 16),
-        ("pair 0 has no span 'plce'", "whole, spans, place, END", "mean 'place'"),
+        ("pair 0 has no span 'plce'", "whole, prompt, spans, place, END", "mean 'place'"),
     ),
     Case(
         "unknown component",

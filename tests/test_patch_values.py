@@ -527,10 +527,12 @@ def _expected(
     assert pair.corrupted_ids is not None
     prompts = {"clean": pair.ids, "corrupted": pair.corrupted_ids}
     part = _part(model, "block_output", row["layer"], None)
-    where = {"whole": list(range(len(pair.ids))), "-1": [len(pair.ids) - 1]}
-    positions = where[row["role"]] if row["role"] else [row["pos"]]
+    n = len(pair.ids)
 
     def logits(run: str, tail: tuple[int, ...]) -> Tensor:
+        # What is given of an answer is seen by the model too.
+        where = {"whole": range(n + len(tail)), "prompt": range(n), "-1": [n - 1]}
+        positions = list(where[row["role"]]) if row["role"] else [row["pos"]]
         place = (row["layer"], *positions) if run == "value" else ()
         key = (pair.index, run, tail, place)
         if key in seen:
@@ -595,18 +597,73 @@ def test_every_metric(model_folder: Path, tmp_path: Path, executor: str) -> None
 
 @pytest.mark.parametrize("executor", ["suffix", "reference"])
 def test_answers_of_several_tokens(model_folder: Path, tmp_path: Path, executor: str) -> None:
-    """Each answer's earlier tokens are given, in a prompt of its own."""
+    """Each answer's earlier tokens are given, in a prompt of its own; `whole` takes them in."""
     plan = plan_of(
         model_folder,
         data={"pairs": SEVERAL},
-        grid=STREAM,
+        grid=[{**STREAM[0], "positions": [1, -1, "whole", "prompt"]}],
         metric=[*SPLIT, "recovery:log_probability_difference"],
         run={"executor": executor},
     )
     assert [len(ids) for ids in plan.pairs[0].all_ids] == [2, 1, 1, 3]
     table = table_of(plan, tmp_path)
-    assert len(table) == 2 * 6 * 8
+    assert len(table) == 2 * 8 * 8
     _check(load(model_folder), plan, table)
+    both = {
+        name: table[(table["role"] == name) & (table["metric"] == "log_probability_difference")]
+        for name in ("whole", "prompt")
+    }
+    gap = both["whole"]["value"].to_numpy() - both["prompt"]["value"].to_numpy()
+    assert abs(gap).min() > 0.01
+
+
+@pytest.mark.parametrize("executor", ["suffix", "reference"])
+def test_whole_takes_in_the_answer_in_sets_and_paths(
+    model_folder: Path, tmp_path: Path, executor: str
+) -> None:
+    """Every block's whole output is the clean run; paths are those of plain hooks."""
+    model = load(model_folder)
+    parts = {
+        "grid": [{"set": [{"component": "block_output"}], "name": "all"}],
+        "paths": [
+            {
+                "senders": {"component": HEAD, "layers": 0, "heads": 1, "positions": "whole"},
+                "receivers": ["logits", {"component": "mlp_input", "layers": 2}],
+            }
+        ],
+    }
+    pair_of_two = {**SEVERAL[0], "answer": "Seattle Rome", "wrong": []}
+    plan = plan_of(
+        model_folder,
+        data={"pairs": [pair_of_two]},
+        metric="log_probability",
+        run={"executor": executor},
+        **parts,
+    )
+    pair = plan.pairs[0]
+    [answer] = pair.answer_ids
+    assert len(answer) == 2 and pair.corrupted_ids is not None
+    tail, first = answer[:1], len(pair.ids) - 1
+    ends = {"": None, "logits": "logits", "2.mlp_input": [("mlp", 2)]}
+    rows = table_of(plan, tmp_path).to_dict("records")
+    assert [row["receiver"] for row in rows] == list(ends)
+    for row in rows:
+        expected = row["clean"]
+        if row["receiver"]:
+            logits = raw_paths.path_patch(
+                model,
+                model.config.model_type,
+                pair.corrupted_ids + tail,
+                pair.ids + tail,
+                ("head", 0, 1),
+                None,
+                ends[row["receiver"]],
+                None,
+                False,
+            )
+            given = logits.double().log_softmax(-1)
+            expected = sum(float(given[first + k, token]) for k, token in enumerate(answer))
+        assert row["value"] == close(expected), row
 
 
 def test_several_metrics_in_one_run_are_each_alone(gpt2_folder: Path, tmp_path: Path) -> None:

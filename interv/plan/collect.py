@@ -12,6 +12,7 @@ from interv.models.anatomy import Anatomy, as_path, is_by_head
 from interv.models.cache import text_hash
 from interv.models.families import LAYERLESS
 from interv.plan.checks import (
+    check_rotary,
     check_text_model,
     check_tokens,
     located,
@@ -21,6 +22,7 @@ from interv.plan.checks import (
 from interv.plan.cost import BYTES
 from interv.spec import LoadedSpec, axes
 from interv.spec.collect import CollectSpec
+from interv.spec.schema import CLS, LAST, MASK
 from interv.task.texts import Text, read_texts
 
 _VERSION = 1
@@ -101,6 +103,8 @@ def make_collect_plan(loaded: LoadedSpec[CollectSpec]) -> CollectPlan:
     if files.tokenizer:
         texts, more = read_texts(loaded, files.tokenizer)
         problems += more
+    if files.facts:
+        problems += check_rotary(loaded, [len(text.ids) for text in texts], files.facts)
     for text in texts if files.facts else ():
         assert files.facts is not None
         problems += check_tokens(loaded, text.index, len(text.ids), [text.ids], files.facts)
@@ -175,8 +179,13 @@ def _positions(
 ) -> tuple[int, ...]:
     found: list[int] = []
     for item in axes.items(loaded.spec.positions):
+        name = LAST if item == "last" else item
+        if name in (MASK, CLS) and name not in text.marks:
+            message = f"prompt {text.index} has no {name}: {text.text!r}"
+            problems.append(loaded.problem(("positions",), message, "other positions"))
+            continue
         try:
-            found += axes.expand(-1 if item == "last" else item, len(text.ids)) or ()
+            found += text.marks.get(str(name)) or axes.expand(name, len(text.ids)) or ()
         except axes.AxisError as error:
             message = f"position {error}: prompt {text.index} is {text.text!r}"
             problems.append(loaded.problem(("positions",), message, error.expected))

@@ -14,7 +14,7 @@ from interv.models.families import LAYERLESS
 from interv.plan.cells import window_layers
 from interv.plan.checks import unknown_component
 from interv.spec import LoadedSpec, PatchSpec, axes
-from interv.spec.patch import SPANS, WHOLE, PatchGrid, PathGrid, Receiver, SiteText
+from interv.spec.patch import PROMPT, SPANS, WHOLE, PatchGrid, PathGrid, Receiver, SiteText
 from interv.task.pairs import Pair
 
 At = tuple[str | int, ...]
@@ -23,21 +23,27 @@ Freeze = tuple[str, ...] | None
 
 @dataclass(frozen=True, slots=True)
 class Spot:
-    """Units of a component in one layer: a site, before there is an engine."""
+    """Units of a component in one layer: a site, before there is an engine.
+
+    Attributes:
+        positions: of the prompt; None: all that the model sees, what is given of an answer too.
+    """
 
     component: str
     layer: int
-    positions: tuple[int, ...]
+    positions: tuple[int, ...] | None
     heads: tuple[int, ...] | None = None
     dims: tuple[int, ...] | None = None
 
     @property
     def first(self) -> int:
-        return min(self.positions)
+        return min(self.positions or (0,))
 
     def last(self, length: int) -> int:
         """The last position that it changes, itself or through attention before the blocks."""
-        return length if self.component == "token_embedding" else max(self.positions)
+        if self.positions is None or self.component == "token_embedding":
+            return length
+        return max(self.positions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,13 +173,10 @@ class Expander:
     def _spots(self, pair: Pair, site: SiteText | Receiver, at: At) -> Iterator[Spot]:
         """A site's units, all together: one spot a layer."""
         self._known(site.component, (*at, "component"))
-        positions = sorted(
-            {
-                p
-                for found, _, _ in self._places(pair, site.positions, at, several=False)
-                for p in found
-            }
-        )
+        found = [places for places, _, _ in self._places(pair, site.positions, at, several=False)]
+        positions = None
+        if None not in found:
+            positions = tuple(sorted({p for places in found for p in places or ()}))
         heads = None
         if site.heads is not None:
             heads = tuple(h for h in self._heads(site.component, site.heads, at) if h is not None)
@@ -181,7 +184,7 @@ class Expander:
         if isinstance(site, SiteText):
             dims = self._columns(site.component, site.dims, at, "dims")
         for layer in self._layers(site.component, site.layers, at):
-            yield Spot(site.component, layer, tuple(positions), heads, dims)
+            yield Spot(site.component, layer, positions, heads, dims)
 
     def _paths(self, pair: Pair, path: PathGrid, at: At, *, several: bool) -> Iterator[Point]:
         receivers = list(self._receivers(pair, path, at))
@@ -234,8 +237,11 @@ class Expander:
 
     def _places(
         self, pair: Pair, value: axes.AxisValue, at: At, *, several: bool
-    ) -> Iterator[tuple[tuple[int, ...], int | None, str]]:
-        """Positions, the one index that they are, and the role under which they were asked for."""
+    ) -> Iterator[tuple[tuple[int, ...] | None, int | None, str]]:
+        """Positions, the one index that they are, and the role under which they were asked for.
+
+        Positions are None for all that the model sees, what is given of an answer included.
+        """
         for item in axes.items(value):
             try:
                 indices = axes.expand(item, len(pair.ids))
@@ -247,15 +253,19 @@ class Expander:
                 named = several and isinstance(item, int) and item < 0
                 for i in indices:
                     yield (i,), None if named else i, str(item) if named else ""
-            elif item == WHOLE:
-                yield tuple(range(len(pair.ids))), None, WHOLE
+            elif item in (WHOLE, PROMPT):
+                answers = item == WHOLE and any(pair.tails)
+                if answers and self.loaded.spec.intervention.type == "mean":
+                    message = "prompts have no mean at an answer's tokens, which whole takes in"
+                    raise self._bad((*at, "positions"), message, PROMPT, PROMPT)
+                yield None if answers else tuple(range(len(pair.ids))), None, str(item)
             elif item == SPANS:
                 for name in sorted(pair.spans, key=lambda n: pair.spans[n]):
                     yield pair.spans[name], None, name
             elif item in pair.spans:
                 yield pair.spans[str(item)], None, str(item)
             else:
-                have = [WHOLE, SPANS, *pair.spans]
+                have = [WHOLE, PROMPT, SPANS, *pair.spans]
                 message = f"pair {pair.index} has no span '{item}'"
                 near = nearest(item, have)
                 raise self._bad((*at, "positions"), message, f"one of: {', '.join(have)}", near)

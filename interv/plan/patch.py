@@ -17,7 +17,14 @@ from interv.errors import Problem, SpecError
 from interv.models import ModelFiles
 from interv.models.cache import text_hash
 from interv.plan.cells import Cell, Plan, digest
-from interv.plan.checks import check_tokens, located, trained_hashes, unknown_components
+from interv.plan.checks import (
+    check_rotary,
+    check_tokens,
+    located,
+    predicts_masks,
+    trained_hashes,
+    unknown_components,
+)
 from interv.plan.claims import check_claims
 from interv.plan.grid import Expander, Place, Spot
 from interv.plan.patch_checks import check_metrics, check_parts
@@ -25,7 +32,7 @@ from interv.spec import LoadedSpec, PatchSpec
 from interv.spec.metrics import MetricName, parse_metric
 from interv.task.pairs import LeftOut, Pair, read_pairs
 
-_VERSION = 1  # of what a cell's id means; a change makes earlier results strangers
+_VERSION = 2  # of what a cell's id means; a change makes earlier results strangers
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,12 +121,12 @@ class PatchPlan(Plan):
         some = self.cells_of([p for p in self.places if not p.receiver][: attribution.verify])
         return [*some, *(c for c in self.cells if isinstance(c, Patch) and c.freeze is not None)]
 
-    def base_ids(self, pair: Pair) -> tuple[int, ...]:
-        """The prompt that is changed."""
+    def base_ids(self, pair: Pair, tail: tuple[int, ...] = ()) -> tuple[int, ...]:
+        """The prompt that is changed, with what is given of an answer."""
         if self.relative_to == "clean":
-            return pair.ids
+            return pair.run_ids(tail)
         assert pair.corrupted_ids is not None
-        return pair.corrupted_ids
+        return pair.corrupted_run_ids(tail)
 
     def tokens(self, prompt: int) -> int:
         pair = self.pairs[prompt]
@@ -193,8 +200,11 @@ def make_patch_plan(loaded: LoadedSpec[PatchSpec], *, only_check: bool = False) 
     left_out: list[LeftOut] = []
     problems: list[Problem] = list(check_metrics(loaded))
     if files.tokenizer:
-        pairs, left_out, more = read_pairs(loaded, files.tokenizer)
+        pairs, left_out, more = read_pairs(loaded, files.tokenizer, masked=predicts_masks(files))
         problems += more
+        if files.facts:
+            lengths = [len(p.ids) + n for p in pairs for n in (0, *map(len, p.tails))]
+            problems += check_rotary(loaded, lengths, files.facts)
         for pair in pairs if files.facts else ():
             assert files.facts is not None
             texts = (pair.ids, pair.corrupted_ids or (), *pair.all_ids)
@@ -310,7 +320,8 @@ def _prompt_keys(
             (by_index[i].ids if over == "clean" else by_index[i].corrupted_ids)
             for i in drawn.get(p.index, ())
         ]
-        own_text = [p.ids, p.corrupted_ids, p.answer_ids, p.wrong_ids, p.read, others]
+        answers = [p.answer_ids, p.wrong_ids, p.read, p.behind]
+        own_text = [p.ids, p.corrupted_ids, answers, others]
         keys[p.index] = text_hash(json.dumps([shared, own_text]))
     return keys
 

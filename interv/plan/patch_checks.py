@@ -54,7 +54,7 @@ def check_parts(
         if metric.normalised == "recovery" and without:
             message = f"{name} needs a corrupted prompt; pair {without.index} has none"
             yield loaded.problem(("metric", i), message, "corrupted: in each pair")
-    early = next((p for p in pairs if p.read != len(p.ids) - 1), None)
+    early = next((p for p in pairs if not p.ends_text), None)
     if early and several:
         yield _several(loaded, ("data", "at"), "an answer within the prompt", several)
     for part in ("attribution", "decompose", "circuit"):

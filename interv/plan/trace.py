@@ -21,6 +21,7 @@ from interv.plan.checks import (
     check_prompts,
     check_trained,
     located,
+    predicts_masks,
     trained_hashes,
     unknown_components,
 )
@@ -137,7 +138,7 @@ def make_plan(loaded: LoadedSpec[TraceSpec], *, only_check: bool = False) -> Tra
     problems += check_trained(loaded)
     prompts: list[Prompt] = []
     if files.tokenizer:
-        prompts, more = read_prompts(loaded, files.tokenizer)
+        prompts, more = read_prompts(loaded, files.tokenizer, masked=predicts_masks(files))
         problems += more
         if files.facts:
             problems += check_prompts(loaded, prompts, files.facts)
@@ -233,14 +234,11 @@ def _prompt_keys(
     if spec.intervention is not None:
         decides.append(trained_hashes(spec.intervention.trained))
     shared = text_hash(json.dumps(decides, sort_keys=True))
-    return {
-        p.index: text_hash(
-            json.dumps(
-                [shared, p.ids, p.answer_ids, p.subject, p.corrupted_ids, seeds.get(p.index)]
-            )
-        )
-        for p in prompts
-    }
+    keys = {}
+    for p in prompts:
+        tokens = [p.ids, p.answer_ids, p.subject, p.corrupted_ids, p.read, p.behind]
+        keys[p.index] = text_hash(json.dumps([shared, tokens, seeds.get(p.index)]))
+    return keys
 
 
 def _identity(spec: TraceSpec, files: ModelFiles, prompt_keys: list[str]) -> str | None:

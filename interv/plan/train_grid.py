@@ -12,7 +12,8 @@ from interv.models.families import LAYERLESS
 from interv.plan.checks import unknown_component
 from interv.spec import LoadedSpec, axes
 from interv.spec.made import MlpSection
-from interv.spec.patch import LAST, WHOLE
+from interv.spec.patch import WHOLE
+from interv.spec.schema import LAST
 from interv.spec.train import TrainGrid, TrainSite, TrainSpec
 from interv.task.exchanges import Exchange, position_of, span_names
 

@@ -18,7 +18,13 @@ from interv.models.dictionaries import (
 )
 from interv.models.made import MlpShape, classes_of, made_files, made_identity, mlp_shape
 from interv.plan.cells import digest
-from interv.plan.checks import check_text_model, check_tokens, located
+from interv.plan.checks import (
+    check_rotary,
+    check_text_model,
+    check_tokens,
+    located,
+    predicts_masks,
+)
 from interv.plan.claims import check_claims
 from interv.plan.train import (
     SPLITS,
@@ -79,6 +85,8 @@ def make_train_plan(loaded: LoadedSpec[TrainSpec], *, only_check: bool = False) 
     if files.facts and exchanges:
         longest = max(exchanges, key=lambda e: len(e.base.ids)).base
         problems += check_tokens(loaded, 0, len(longest.ids), [longest.ids], files.facts)
+        said = {len(one.ids) for e in exchanges for one in (e.base, *e.sources)}
+        problems += check_rotary(loaded, said, files.facts)
     key = _key(loaded, files)
     fits = list(_fits(loaded, files, shape, exchanges, key, problems))
     if problems:
@@ -212,7 +220,7 @@ def _prompts(
     made = isinstance(spec.model, TransformerSection)
     section = ModelSection(path=str(files.folder)) if made else spec.model
     assert isinstance(section, ModelSection)
-    reader = Reader(causal, tokenizer, section)
+    reader = Reader(causal, tokenizer, section, masked=predicts_masks(files))
     found: list[Exchange] = []
     for split in SPLITS:
         n = int(getattr(spec.data, split))

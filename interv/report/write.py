@@ -24,6 +24,7 @@ from interv.runner.record import provenance
 from interv.spec import LoadedSpec, Spec
 from interv.spec.schema import ModelSection
 from interv.storage import write_atomically
+from interv.task.encoder import Encoder
 from interv.version import __version__
 
 RECORD = "run.json"
@@ -146,12 +147,7 @@ def _asked(plan: Plan | CollectPlan) -> dict[str, Any]:
         "dtype": model.dtype,
     }
     if tokenizer is not None and isinstance(model, ModelSection):
-        bos = tokenizer.adds_bos if model.prepend_bos is None else model.prepend_bos
-        told |= {
-            "tokenizer": tokenizer.identity,
-            "prepend_bos": bos,
-            "chat_template": model.chat_template,
-        }
+        told |= {"tokenizer": tokenizer.identity, **Encoder(tokenizer, model).record}
     return {
         "interv": __version__,
         "kind": plan.spec.kind,

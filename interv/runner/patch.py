@@ -25,6 +25,7 @@ from interv.runner.circuit_runs import CircuitRuns
 from interv.runner.journal import Record
 from interv.runner.patch_runs import Ids, PatchRuns, answers_of, held_by, read_at
 from interv.runner.sweep import PackWorker, Step
+from interv.task.encoder import continued
 from interv.task.pairs import Pair
 
 
@@ -79,7 +80,7 @@ class Patcher(PackWorker[PatchPlan]):
         for key, pair, values in zip(step.ids, pairs, clean, strict=True):
             tops = {}
             for tail in dict.fromkeys(ids[:-1] for ids in pair.answer_ids):
-                [logits] = self.executor.logits([Run(pair.ids + tail)], read_at(pair, tail))
+                [logits] = self.executor.logits([Run(pair.run_ids(tail))], read_at(pair, tail))
                 tops[tail] = tuple(logits.argmax(-1).tolist())
             # Answers may begin with the same token: they are compared whole.
             [each] = values["logits" if self.plan.few else "log_probabilities"]
@@ -99,7 +100,7 @@ class Patcher(PackWorker[PatchPlan]):
         self.executor.forget()
         patches = [cell for cell in cells if isinstance(cell, Patch)]
         pairs = [self.plan.pairs[i] for i in dict.fromkeys(cell.prompt for cell in cells)]
-        bases = [Run(self.plan.base_ids(p) + tail) for p in pairs for tail in p.tails]
+        bases = [Run(self.plan.base_ids(p, tail)) for p in pairs for tail in p.tails]
         held = sorted({name for cell in patches for name in held_by(cell)})
         n_layers = self.model.anatomy.n_layers
         sites = [Site(name, layer, (0,)) for name in held for layer in range(n_layers)]
@@ -215,6 +216,7 @@ class Patcher(PackWorker[PatchPlan]):
 
     def _share(self, product: Tensor, spot: Spot) -> float:
         """The sum over a spot's positions and columns, of its component's `[pos, width]`."""
+        assert spot.positions is not None  # answers of attribution are single tokens
         picked = product[list(spot.positions)]
         units = self.model.anatomy.n_units(spot.component) if spot.heads is not None else None
         if spot.heads is not None and units:
@@ -232,7 +234,8 @@ class Patcher(PackWorker[PatchPlan]):
                 by_tail[tuple(read_at(pair, tail))].append((i, tail))
         found: dict[int, dict[Ids, Tensor]] = defaultdict(dict)
         for at, some in by_tail.items():
-            logits = self.executor.logits([Run(prompts[i] + tail) for i, tail in some], at, tokens)
+            runs = [Run(continued(prompts[i], tail, pairs[i].behind)) for i, tail in some]
+            logits = self.executor.logits(runs, at, tokens)
             for (i, tail), row in zip(some, logits, strict=True):
                 found[i][tail] = row[None]
         return [self._record(pair.index, found[i], tokens) for i, pair in enumerate(pairs)]

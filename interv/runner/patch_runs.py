@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from interv.plan import PatchPlan
 from interv.plan.grid import Spot
 from interv.plan.patch import Patch
 from interv.runner.trained import swaps_of
+from interv.task.encoder import moved
 from interv.task.pairs import Pair
 
 Ids = tuple[int, ...]
@@ -56,11 +58,11 @@ class PatchRuns:
         receiver is put into a further run.
         """
         pair = self._plan.pairs[cell.prompt]
-        base = Run(self._plan.base_ids(pair) + tail)
+        base = Run(self._plan.base_ids(pair, tail))
         sources: Sequence[Run | None] = self.sources(pair, tail) or [None]
         runs = []
         for source in sources:
-            edits = tuple(e for spot in cell.spots for e in self._edits(pair, spot, source))
+            edits = tuple(e for spot in cell.spots for e in self._edits(pair, spot, source, tail))
             if cell.freeze is None:
                 runs.append(Run(base.ids, edits))
                 continue
@@ -68,7 +70,8 @@ class PatchRuns:
             if not cell.receivers:
                 runs.append(middle)
                 continue
-            arrive = tuple(Edit(site_of(spot), Vanilla(), middle) for spot in cell.receivers)
+            ends = [_site_in_run(spot, pair, tail) for spot in cell.receivers]
+            arrive = tuple(Edit(site, Vanilla(), middle) for site in ends)
             runs.append(Run(base.ids, arrive))
         return runs
 
@@ -90,23 +93,23 @@ class PatchRuns:
         """The runs that states come from, one for each draw; none where they are constants."""
         kind, over = self._plan.spec.intervention.type, self._plan.spec.intervention.over
         if kind == "denoise":
-            return [Run(pair.ids + tail)]
+            return [Run(pair.run_ids(tail))]
         if kind == "noise":
-            return [Run((pair.corrupted_ids or ()) + tail)]
+            return [Run(pair.corrupted_run_ids(tail))]
         if kind == "resample":
             others = [self._plan.pairs[i] for i in self._plan.drawn[pair.index]]
-            return [Run(_prompt(other, over) + tail) for other in others]
+            return [Run(_prompt(other, over, tail)) for other in others]
         return []
 
     def averaged(self, pair: Pair) -> list[Run]:
         """The runs of a pair's group, whose mean states mean ablation takes."""
         over = self._plan.spec.intervention.over
-        return [Run(_prompt(self._plan.pairs[i], over)) for i in self._plan.drawn[pair.index]]
+        return [Run(_prompt(self._plan.pairs[i], over, ())) for i in self._plan.drawn[pair.index]]
 
-    def _edits(self, pair: Pair, spot: Spot, source: Run | None) -> list[Edit]:
-        site = site_of(spot)
+    def _edits(self, pair: Pair, spot: Spot, source: Run | None, tail: Ids) -> list[Edit]:
+        site, here = site_of(spot), _site_in_run(spot, pair, tail)
         if source is not None:
-            return [Edit(site, swap, source) for swap in self._swaps]
+            return [Edit(here, swap, source) for swap in self._swaps]
         made: Intervention = Zero()
         if self._plan.spec.intervention.type == "mean":
             key = pair.group, site
@@ -115,7 +118,7 @@ class PatchRuns:
                     self._reference.sites.take(self._mean(pair, site), site)
                 )
             made = self._mean_edits[key]
-        return [Edit(site, made)]
+        return [Edit(here, made)]
 
     def _mean(self, pair: Pair, site: Site) -> Tensor:
         """The mean state at a place over the prompts of a pair's group, `[pos, ...]`."""
@@ -158,10 +161,10 @@ class PatchRuns:
 
 def read_at(pair: Pair, tail: Ids) -> range:
     """Where an answer's tokens are predicted, from the end of the prompt and its tail."""
-    if pair.read != len(pair.ids) - 1:
-        at = pair.read - len(pair.ids)
-        return range(at, at + 1)
-    return range(-len(tail) - 1, 0)
+    at = pair.read - len(pair.ids)
+    if pair.ends_text:
+        return range(at - len(tail), at + 1)
+    return range(at, at + 1)
 
 
 def answers_of(pair: Pair) -> Answers:
@@ -170,12 +173,21 @@ def answers_of(pair: Pair) -> Answers:
 
 
 def site_of(spot: Spot) -> Site:
-    """A spot as the engine's site."""
+    """A spot as the engine's site, in the prompt alone."""
     return Site(spot.component, spot.layer, spot.positions, spot.heads, spot.dims)
 
 
-def _prompt(pair: Pair, over: str) -> Ids:
-    return pair.ids if over == "clean" else pair.corrupted_ids or ()
+def _site_in_run(spot: Spot, pair: Pair, tail: Ids) -> Site:
+    """The same where a part of the answer is given, before what the tokenizer appends."""
+    site = site_of(spot)
+    if site.positions is None or not tail:
+        return site
+    positions = moved(site.positions, len(tail), len(pair.ids) - pair.behind)
+    return replace(site, positions=positions)
+
+
+def _prompt(pair: Pair, over: str, tail: Ids) -> Ids:
+    return pair.run_ids(tail) if over == "clean" else pair.corrupted_run_ids(tail)
 
 
 def held_by(cell: Patch) -> list[str]:

@@ -68,14 +68,14 @@ class Tracer(PackWorker[TracePlan]):
             kind: [self.restored(cells[i])[0] for i in sorted({0, len(cells) // 2, len(cells) - 1})]
             for kind, cells in kinds.items()
         }
-        return runs, answer_positions(self.plan.prompts[prompt])
+        return runs, self.plan.prompts[prompt].answer_positions
 
     def baseline(self, step: Step) -> dict[str, Record]:
         """Values of the clean run and of the corrupted ones, and whether clean is right."""
         prompt = self.plan.prompts[step.payload]
         # What an executor keeps of one prompt is of no use to the next.
         self.executor.forget()
-        at = answer_positions(prompt)
+        at = prompt.answer_positions
         clean = self.executor.logits([self._clean(prompt)], at)
         corrupted = self.executor.logits(self._corrupted(prompt), at)
         record = {
@@ -107,33 +107,30 @@ class Tracer(PackWorker[TracePlan]):
     def values(self, pack: Pack) -> dict[str, Record]:
         n = self.plan.draws
         records: dict[str, Record] = {}
-        by_answer: dict[int, list[Restoration]] = {}
+        by_place: dict[range, list[Restoration]] = {}
         for cell in pack.cells:
             assert isinstance(cell, Restoration)
-            n_answer = len(self.plan.prompts[cell.prompt].answer_ids)
-            by_answer.setdefault(n_answer, []).append(cell)
-        for n_answer, cells in by_answer.items():
+            at = self.plan.prompts[cell.prompt].answer_positions
+            by_place.setdefault(at, []).append(cell)
+        for at, cells in by_place.items():
             runs = [run for cell in cells for run in self.restored(cell)]
-            logits = self.executor.logits(runs, range(-n_answer, 0))
+            logits = self.executor.logits(runs, at)
             for i, cell in enumerate(cells):
                 answer = self.plan.prompts[cell.prompt].answer_ids
                 records[cell.id] = read_answer(logits[i * n : (i + 1) * n], answer)
         return {cell.id: records[cell.id] for cell in pack.cells}
 
-    def _tail(self, prompt: Prompt) -> tuple[int, ...]:
-        return prompt.answer_ids[:-1]
-
     def _clean(self, prompt: Prompt) -> Run:
-        return Run(prompt.ids + self._tail(prompt))
+        return Run(prompt.run_ids)
 
     def _corrupted(self, prompt: Prompt) -> list[Run]:
-        if prompt.corrupted_ids is not None and self.noise_level is None:
-            return [Run(prompt.corrupted_ids + self._tail(prompt))]
+        if prompt.corrupted_run_ids is not None and self.noise_level is None:
+            return [Run(prompt.corrupted_run_ids)]
         assert self.noise_level is not None
         site = Site("token_embedding", 0, prompt.role("subject"))
         seed = self.plan.draw_seeds[prompt.index]
         return [
-            Run(prompt.ids + self._tail(prompt), (Edit(site, Noise(self.noise_level, seed, draw)),))
+            Run(prompt.run_ids, (Edit(site, Noise(self.noise_level, seed, draw)),))
             for draw in range(self.plan.draws)
         ]
 
@@ -144,7 +141,7 @@ class Tracer(PackWorker[TracePlan]):
         restored position and in every layer.
         """
         prompt = self.plan.prompts[cell.prompt]
-        at = (cell.position,)
+        at = prompt.in_run((cell.position,))
         restored = [
             Edit(Site(cell.component, layer, at), swap, self._clean(prompt))
             for layer in cell.layers
@@ -163,9 +160,6 @@ class Tracer(PackWorker[TracePlan]):
         return runs
 
 
-def answer_positions(prompt: Prompt) -> range:
-    """Where the answer's tokens are predicted, from a run's end."""
-    return range(-len(prompt.answer_ids), 0)
 
 
 def wanted_prompts(plan: TracePlan, journal: Journal) -> list[int]:

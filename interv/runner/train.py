@@ -174,7 +174,7 @@ class TrainWorker(Worker[TrainPlan]):
                 for variable, source in enumerate(group.sources):
                     read = None
                     if group.read is not None:
-                        read = torch.full((len(group),), source.shape[1] - 1)
+                        read = torch.tensor([e.sources[variable].read for e in group.said])
                     own = self._right(group, source, group.source_own[:, variable], read)
                     ok = ok & (own | ~group.exchanged[:, variable])
                 if self.plan.spec.data.keep == "correct":

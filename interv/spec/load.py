@@ -259,6 +259,7 @@ def _resolve_paths(document: Document) -> None:
         data["model"] = schema.bare_model(model)
         for key in data["model"]:
             document.values["model", key] = document.values[("model",)]
+    _refuse_folder_name(document)
     for at in _path_keys(data):
         *outer, key = at
         holder: Any = data
@@ -266,7 +267,7 @@ def _resolve_paths(document: Document) -> None:
             holder = _inside(holder, part)
         if isinstance(holder, dict) and isinstance(holder.get(key), str):
             mark = document.mark(at)
-            here = Path(mark.source).parent if mark and mark.source != COMMAND_LINE else Path()
+            here = _folder_of(mark)
             try:
                 path = (here / Path(holder[key]).expanduser()).resolve()
                 path.exists()
@@ -275,6 +276,19 @@ def _resolve_paths(document: Document) -> None:
                 message = f"{dotted}: {holder[key][:60]!r} is no path: {error}"
                 raise SpecError([Problem(message, mark)]) from None
             holder[key] = str(path)
+
+
+def _folder_of(mark: Mark | None) -> Path:
+    """The folder of the file in which something was written; the current one for an argument."""
+    return Path(mark.source).parent if mark and mark.source != COMMAND_LINE else Path()
+
+
+def _refuse_folder_name(document: Document) -> None:
+    """A model's name that is a folder beside the file in which it is written."""
+    name = _inside(_inside(document.data, "model"), "name")
+    mark = document.mark(("model", "name"))
+    if isinstance(name, str) and (hint := schema.named_as_folder(name, _folder_of(mark))):
+        raise SpecError([Problem(f"model: {hint}", mark)])
 
 
 def _inside(holder: Any, part: str | int) -> Any:

@@ -21,7 +21,7 @@ from interv.spec.schema import FiguresSection, Heads, Layers, ModelSection, RunS
 
 WHOLE = "whole"
 SPANS = "spans"
-LAST = "END"
+PROMPT = "prompt"
 FRACTIONS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0]
 """The shares of edges at which MIB evaluates a circuit (arXiv 2504.13151)."""
 
@@ -40,7 +40,8 @@ Places = Annotated[
     AfterValidator(_check_places),
     WithJsonSchema({"anyOf": [*_PLACE["anyOf"], {"type": "array", "items": _PLACE}]}),
 ]
-"""Positions: as everywhere, `whole` (all of a prompt at once), or names of spans."""
+"""Positions: as everywhere, names of spans, or all at once: `whole` (every position that the model
+sees, what is given of an answer included) or `prompt` (without the answer)."""
 
 
 class PairText(Section):
@@ -101,7 +102,11 @@ class PairsSection(Section):
         description="goes before an answer that does not start with a space; unset: a space, "
         "or nothing after a chat template",
     )
-    at: int | str = Field(-1, description="position or span after which the answer is read")
+    at: int | str | None = Field(
+        None,
+        description="position or span where the answer is predicted; unset: END, the last token "
+        "of the text, or MASK in a masked language model",
+    )
 
     @model_validator(mode="after")
     def _one_origin(self) -> PairsSection:
@@ -165,7 +170,9 @@ class PatchGrid(Section):
     layers: Layers = "all"
     window: int = Field(1, ge=1, description="layers patched together: [l - w//2, l + ceil(w/2))")
     positions: Places = Field(
-        "all", description="each one a patch; `whole`: all of them at once; names of spans"
+        "all",
+        description="each one a patch; names of spans; `whole`: all that the model sees at once; "
+        "`prompt`: these without the answer",
     )
     heads: Heads | None = Field(None, description="each one a patch; unset: all, one by one")
     neurons: Layers | None = Field(None, description="columns, each one a patch")

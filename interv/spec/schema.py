@@ -6,8 +6,11 @@ description is what `interv schema` hands to editors.
 
 from __future__ import annotations
 
+import os
 import re
+from datetime import date
 from math import inf
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
@@ -26,7 +29,11 @@ ROLES = (
 )
 """Places that every prompt has, as in figure 2 of Meng et al. 2022 (arXiv 2202.05262)."""
 
-POSITION_NAMES = (*ROLES, "roles", "subject")
+LAST, MASK, CLS = "END", "MASK", "CLS"
+"""Places that a prompt has without being given a span: the last token of its text, where a masked
+language model fills in, and where a classifier reads. `last` in a trace is `END`."""
+
+POSITION_NAMES = (*ROLES, "roles", "subject", MASK)
 
 Component = Literal[
     "block_input",
@@ -89,14 +96,35 @@ Positions = Annotated[
 
 Heads = Annotated[Any, _axis_check((), negative=False), _axis_schema((), negative=False)]
 TextPositions = Annotated[
-    Any, _axis_check(("last",), negative=True), _axis_schema(("last",), negative=True)
+    Any,
+    _axis_check(("last", MASK, CLS), negative=True),
+    _axis_schema(("last", MASK, CLS), negative=True),
 ]
 
 
 def bare_model(word: str) -> dict[str, str]:
     """What `model: word` stands for: a path where it looks like one, else a name."""
     local = word.startswith((".", "/", "~")) or word.endswith(".gguf")
+    # `C:\models\llama`: no name on the hub has a backslash or a colon.
+    local = local or "\\" in word or re.match(r"[A-Za-z]:", word) is not None
     return {"path" if local else "name": word}
+
+
+def named_as_folder(name: str, base: Path) -> str | None:
+    """Return what to say of a model's name that is a folder with a model below `base`, else None.
+
+    Such a name means the hub's model, and transformers would load the folder.
+    """
+    if not os.path.isfile(base / name / "config.json"):  # noqa: PTH113  # any name at all
+        return None
+    return f"there is a folder of the name '{name}'; did you mean ./{name}?"
+
+
+def _check_date(value: str) -> str:
+    try:
+        return date.fromisoformat(value).isoformat()
+    except ValueError:
+        raise wrong(f"{value!r} is no date", "YYYY-MM-DD") from None
 
 
 class ModelSection(Section):
@@ -117,10 +145,19 @@ class ModelSection(Section):
     )
     device_map: str | None = Field(None, description="as in transformers: `auto` spreads a model")
     prepend_bos: bool | None = Field(
-        None, description="begin-of-text token first; unset: as the model's own tokenizer does"
+        None,
+        description="unset: the special tokens that the model's own tokenizer adds, before and "
+        "behind; true: these, and the begin-of-text token first; false: none",
     )
-    chat_template: bool = Field(
-        False, description="wrap each prompt as a user's turn in the model's chat template"
+    chat_template: bool | Annotated[str, Field(min_length=1)] = Field(
+        False,
+        description="wrap each prompt as a user's turn in the model's chat template, or in the "
+        "one of this name",
+    )
+    chat_date: Annotated[str, AfterValidator(_check_date)] | None = Field(
+        None,
+        description="today, as YYYY-MM-DD, for a chat template that prints the date; unset: the "
+        "template's own default, else 2024-07-26",
     )
 
     @model_validator(mode="before")
@@ -138,6 +175,8 @@ class ModelSection(Section):
             )
         if self.revision is not None and self.name is None:
             raise wrong("a revision without a hub name", "name with revision")
+        if self.chat_date is not None and not self.chat_template:
+            raise wrong("chat_date without chat_template", "chat_template: true")
         return self
 
 

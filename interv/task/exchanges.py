@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from interv.models import PromptTokenizer
-from interv.spec.patch import LAST
-from interv.spec.schema import ModelSection
+from interv.spec.schema import LAST, MASK, ModelSection
 from interv.task.causal_model import CausalModel
 from interv.task.causal_pairs import Interchanges
 from interv.task.causal_text import answer_text, render, spans
 from interv.task.causal_values import CausalError
+from interv.task.encoder import Encoder
 
 Ids = tuple[int, ...]
 
@@ -21,13 +21,15 @@ class Said:
     """One prompt.
 
     Attributes:
-        spans: positions of each variable's words; `END` is the last token.
+        spans: positions of each variable's words; `END` is the last token of the text.
+        read: the position that predicts the answer: `END`, or the mask of a masked model.
         answer: the token that should follow, and its text.
     """
 
     text: str
     ids: Ids
     spans: Mapping[str, tuple[int, ...]]
+    read: int
     answer: str
     answer_id: int
 
@@ -63,15 +65,19 @@ class Reader:
     Args:
         model: its words single tokens already.
         tokenizer: of the model that is tried.
-        section: whether a begin-of-text token or a chat template goes round the prompts.
+        section: which special tokens and chat template go round the prompts.
+        masked: the model that is tried is a masked language model.
     """
 
     def __init__(
-        self, model: CausalModel, tokenizer: PromptTokenizer, section: ModelSection
+        self,
+        model: CausalModel,
+        tokenizer: PromptTokenizer,
+        section: ModelSection,
+        *,
+        masked: bool = False,
     ) -> None:
-        self._model, self._tokenizer, self._section = model, tokenizer, section
-        bos = section.prepend_bos
-        self._bos = tokenizer.adds_bos if bos is None else bos
+        self._model, self._encoder, self._masked = model, Encoder(tokenizer, section), masked
         self._known: dict[tuple[str, str], Said] = {}
 
     def exchanges(self, made: Interchanges, split: str, first: int) -> list[Exchange]:
@@ -93,25 +99,26 @@ class Reader:
                 name for name, on in zip(made.variables, made.exchanged[i], strict=True) if on
             )
             own = tuple(of[i] for of in sources)
-            label_id = self.token(base.text, base.ids, label)
+            label_id = self.token(base.text, label)
             found.append(Exchange(first + i, split, base, own, names, label, label_id))
         return found
 
-    def token(self, text: str, ids: Ids, answer: str) -> int:
+    def token(self, text: str, answer: str) -> int:
         """The one token that an answer is after a prompt.
 
         Raises:
             CausalError: it is none, or several.
         """
-        answer = answer.lstrip() if self._section.chat_template else answer
-        both = self._tokenizer.encode(text + answer, prepend_bos=self._bos).ids
-        if both[: len(ids)] != ids or len(both) != len(ids) + 1:
+        encoder = self._encoder
+        answer = answer.lstrip() if encoder.section.chat_template else answer
+        ids = encoder.follows(text, encoder.encode(text), answer)
+        if ids is None or len(ids) != 1:
             message = f"the answer {answer!r} is not one token after {text[-30:]!r}"
             raise CausalError(message, "answers of one token", at=("answer",))
-        if both[-1] == self._tokenizer.unk_id:
+        if ids[0] == encoder.tokenizer.unk_id:
             message = f"the answer {answer!r} is not in the model's vocabulary"
             raise CausalError(message, "answers of one token", at=("answer",))
-        return both[-1]
+        return ids[0]
 
     def _said(self, values: Mapping[str, object], templates: object) -> list[Said]:
         model = self._model
@@ -125,18 +132,23 @@ class Reader:
 
     def _one(self, prompt: str, places: Mapping[str, tuple[int, int]], answer: str) -> Said:
         if (prompt, answer) not in self._known:
-            text, offset = prompt, 0
-            if self._section.chat_template:
-                text = self._tokenizer.chat(prompt)
-                offset = text.index(prompt)
-            tokens = self._tokenizer.encode(text, prepend_bos=self._bos)
+            encoder = self._encoder
+            text, offset = encoder.wrap(prompt)
+            if offset is None:
+                message = f"the chat template holds the prompt not exactly once: {prompt!r}"
+                raise CausalError(message, "prompts that are no part of the template")
+            tokens = encoder.encode(text)
+            marks = encoder.marks(tokens)
+            if self._masked and MASK not in marks:
+                message = f"a masked language model predicts at its mask; {prompt!r} has not one"
+                raise CausalError(message, encoder.expected_mask, at=("templates",))
+            read = marks[MASK if self._masked else LAST][0]
             found = {}
             for name, (start, end) in places.items():
                 first, last = tokens.span(text, offset + start, offset + end)
                 found[name] = tuple(range(first, last))
-            found[LAST] = (len(tokens.ids) - 1,)
             self._known[prompt, answer] = Said(
-                text, tokens.ids, found, answer, self.token(text, tokens.ids, answer)
+                text, tokens.ids, {**found, **marks}, read, answer, self.token(text, answer)
             )
         return self._known[prompt, answer]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from interv.errors import Mark, ModelError, Problem, nearest
 from interv.models import PromptTokenizer, Tokens
 from interv.spec import LoadedSpec
-from interv.spec.schema import Fact, FactsSection, TraceSpec
+from interv.spec.schema import LAST, MASK, Fact, FactsSection, TraceSpec
+from interv.task.encoder import Encoder, continued, look_alike, moved
 from interv.task.files import missing_file, read_records
 
 
@@ -21,12 +22,16 @@ class Prompt:
 
     Attributes:
         index: its row in the data, from 0; `prompt_id` in the results.
-        ids: token ids of the prompt, with the begin-of-text token if there is one.
+        ids: token ids of the prompt, with the special tokens that the tokenizer adds.
         tokens: their texts.
         answer_ids: token ids of the answer; several are scored by teacher forcing.
         subject: tokens `[first, last)` of the subject.
         subject_ids: token ids of the subject by itself, as the authors tokenise it for the
             standard deviation of the embeddings.
+        read: where the answer's first token is predicted: the last token of the text, or the
+            mask of a masked language model.
+        behind: how many special tokens follow the text.
+        mask: the position of the mask token; None where there is none.
         corrupted_ids: the prompt with another subject; as many tokens as `ids`.
     """
 
@@ -39,7 +44,32 @@ class Prompt:
     answer_ids: tuple[int, ...]
     subject: tuple[int, int]
     subject_ids: tuple[int, ...]
+    read: int
+    behind: int = 0
+    mask: int | None = None
     corrupted_ids: tuple[int, ...] | None = None
+
+    @property
+    def run_ids(self) -> tuple[int, ...]:
+        """The prompt with what is given of its answer, by teacher forcing."""
+        return continued(self.ids, self.answer_ids[:-1], self.behind)
+
+    @property
+    def corrupted_run_ids(self) -> tuple[int, ...] | None:
+        """The same of the prompt with another subject."""
+        if self.corrupted_ids is None:
+            return None
+        return continued(self.corrupted_ids, self.answer_ids[:-1], self.behind)
+
+    def in_run(self, positions: tuple[int, ...]) -> tuple[int, ...]:
+        """Where positions of the prompt are in `run_ids`."""
+        return moved(positions, len(self.answer_ids) - 1, len(self.ids) - self.behind)
+
+    @property
+    def answer_positions(self) -> range:
+        """Where the answer's tokens are predicted, counted from the end of `run_ids`."""
+        first = self.read - len(self.ids) - len(self.answer_ids) + 1
+        return range(first, first + len(self.answer_ids))
 
     @property
     def first_changed(self) -> int:
@@ -56,7 +86,7 @@ class Prompt:
         and the last of the subject, and the token after it may be the last of the prompt.
         """
         first, end = self.subject
-        last = len(self.ids) - 1
+        last = len(self.ids) - self.behind - 1
         return {
             "subject": tuple(range(first, end)),
             "first_subject": (first,),
@@ -65,6 +95,7 @@ class Prompt:
             "first_subsequent": (end,) if end <= last else (),
             "further": tuple(range(end + 1, last)),
             "last": (last,),
+            MASK: () if self.mask is None else (self.mask,),
         }[name]
 
 
@@ -78,21 +109,26 @@ class _WrongFactError(Exception):
 
 @dataclass(frozen=True)
 class Reader:
-    """How text becomes tokens: the tokenizer, with the spec's explicit choices applied."""
+    """How a fact becomes tokens.
 
-    tokenizer: PromptTokenizer
-    prepend_bos: bool
-    chat_template: bool
+    Attributes:
+        encoder: the tokenizer, with the spec's choices applied.
+        masked: the model is a masked language model: the answer is predicted at the mask.
+    """
+
+    encoder: Encoder
     join: str
     corrupts_prompt: bool
+    masked: bool = False
 
-    def encode(self, text: str) -> Tokens:
-        return self.tokenizer.encode(text, prepend_bos=self.prepend_bos)
+    @property
+    def tokenizer(self) -> PromptTokenizer:
+        return self.encoder.tokenizer
 
     def prompt(self, index: int, fact: Fact) -> Prompt:
         """Tokenise one fact; raises _WrongFactError."""
         text, offset = self._wrap(fact.prompt)
-        tokens = self.encode(text)
+        tokens = self.encoder.encode(text)
         start = offset + self._find(fact)
         subject = tokens.span(text, start, start + len(fact.subject))
         if subject == (0, 0):
@@ -104,15 +140,14 @@ class Reader:
                 "the prompt ends in a space and the answer begins with one",
                 "a prompt without the last space, or data.join: ''",
             )
-        both = self.encode(text + joined).ids
-        if both[: len(tokens.ids)] != tokens.ids:
+        answer_ids = self.encoder.follows(text, tokens, joined)
+        if answer_ids is None:
             raise _WrongFactError(
                 "answer",
                 f"the answer {joined!r} runs together with the prompt's last token "
-                f"{self.tokenizer.decode(tokens.ids[-1])!r}",
+                f"{self.tokenizer.decode(tokens.ids[tokens.end - 1])!r}",
                 "an answer that begins a new token; see data.join",
             )
-        answer_ids = both[len(tokens.ids) :]
         unknown = self.tokenizer.unk_id
         if unknown is not None and unknown in answer_ids:
             raise _WrongFactError(
@@ -125,6 +160,7 @@ class Reader:
             raise _WrongFactError("subject", message, "text that the tokenizer has tokens for")
         if not answer_ids:
             raise _WrongFactError("answer", f"the answer {joined!r} has no tokens")
+        marks = self.encoder.marks(tokens)
         return Prompt(
             index=index,
             text=text,
@@ -135,17 +171,29 @@ class Reader:
             answer_ids=answer_ids,
             subject=subject,
             subject_ids=self.tokenizer.encode(fact.subject).ids,
+            read=self._read(marks, answer_ids),
+            behind=tokens.behind,
+            mask=marks[MASK][0] if MASK in marks else None,
             corrupted_ids=self._corrupted(fact, text, start, tokens),
         )
 
     def _wrap(self, prompt: str) -> tuple[str, int]:
         """The text that the model sees, and where in it the prompt begins."""
-        if not self.chat_template:
-            return prompt, 0
-        text = self.tokenizer.chat(prompt)
-        if text.count(prompt) != 1:
+        text, start = self.encoder.wrap(prompt)
+        if start is None:
             raise _WrongFactError("prompt", "the chat template holds the prompt not exactly once")
-        return text, text.index(prompt)
+        return text, start
+
+    def _read(self, marks: Mapping[str, tuple[int, ...]], answer: tuple[int, ...]) -> int:
+        if not self.masked:
+            return marks[LAST][0]
+        if MASK not in marks:
+            message = "a masked language model predicts at its mask, and the prompt has not one"
+            raise _WrongFactError("prompt", message, self.encoder.expected_mask)
+        if len(answer) > 1:
+            message = f"a mask is one token, and the answer has {len(answer)}"
+            raise _WrongFactError("answer", message, "an answer of one token")
+        return marks[MASK][0]
 
     @staticmethod
     def _find(fact: Fact) -> int:
@@ -159,10 +207,13 @@ class Reader:
             n = len(fact.subject.split())
             runs = [" ".join(words[i : i + n]) for i in range(len(words) - n + 1)]
             near = nearest(fact.subject, runs)
+            alike = look_alike(fact.subject, fact.prompt, "the subject")
+            expected = f"{near!r}, perhaps" if near else "words that stand in the prompt"
             raise _WrongFactError(
                 "subject",
-                f"the subject {fact.subject!r} is not in the prompt {fact.prompt!r}",
-                f"{near!r}, perhaps" if near else "words that stand in the prompt",
+                f"the subject {fact.subject!r} is not in the prompt {fact.prompt!r}"
+                + (f": it looks the same, but {alike}" if alike else ""),
+                "the same characters in both" if alike else expected,
             )
         if fact.occurrence is None and len(starts) > 1:
             raise _WrongFactError(
@@ -191,7 +242,7 @@ class Reader:
                 "one, for corrupt.type: prompt",
             )
         changed = text[:start] + fact.corrupted_subject + text[start + len(fact.subject) :]
-        ids = self.encode(changed).ids
+        ids = self.encoder.encode(changed).ids
         if len(ids) != len(tokens.ids):
             raise _WrongFactError(
                 "corrupted_subject",
@@ -204,13 +255,15 @@ class Reader:
         return ids
 
 
-def make_reader(loaded: LoadedSpec[TraceSpec], tokenizer: PromptTokenizer) -> Reader:
+def make_reader(
+    loaded: LoadedSpec[TraceSpec], tokenizer: PromptTokenizer, *, masked: bool = False
+) -> Reader:
     """Apply the spec's choices; an unset one takes the model's own default."""
     model, join = loaded.spec.model, loaded.spec.data.join
-    bos = tokenizer.adds_bos if model.prepend_bos is None else model.prepend_bos
     if join is None:
         join = "" if model.chat_template else " "
-    return Reader(tokenizer, bos, model.chat_template, join, loaded.spec.corrupt.type == "prompt")
+    corrupts_prompt = loaded.spec.corrupt.type == "prompt"
+    return Reader(Encoder(tokenizer, model), join, corrupts_prompt, masked)
 
 
 def read_facts(
@@ -270,9 +323,14 @@ def _missing(record: dict[str, object], data: FactsSection, mark: Mark) -> Itera
 
 
 def read_prompts(
-    loaded: LoadedSpec[TraceSpec], tokenizer: PromptTokenizer
+    loaded: LoadedSpec[TraceSpec], tokenizer: PromptTokenizer, *, masked: bool = False
 ) -> tuple[list[Prompt], list[Problem]]:
     """Tokenise every fact of a spec.
+
+    Args:
+        loaded: the spec.
+        tokenizer: of its model.
+        masked: the model is a masked language model.
 
     Returns:
         The prompts, and a problem for each fact that cannot be used.
@@ -280,7 +338,7 @@ def read_prompts(
     facts, problems = read_facts(loaded)
     prompts: list[Prompt] = []
     try:
-        reader = make_reader(loaded, tokenizer)
+        reader = make_reader(loaded, tokenizer, masked=masked)
         for fact, mark, index in facts:
             try:
                 prompts.append(reader.prompt(index, fact))

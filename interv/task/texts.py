@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from interv.errors import Problem, nearest
+from interv.errors import ModelError, Problem, nearest
 from interv.models import PromptTokenizer
 from interv.spec import LoadedSpec
 from interv.spec.collect import CollectSpec
+from interv.task.encoder import Encoder
 from interv.task.files import missing_file, read_records
 
 
 @dataclass(frozen=True)
 class Text:
-    """A prompt: its row in the data, its token ids, and their texts."""
+    """A prompt: its row in the data, its token ids, their texts, and the places with names."""
 
     index: int
     text: str
     ids: tuple[int, ...]
     tokens: tuple[str, ...]
+    marks: Mapping[str, tuple[int, ...]]
 
 
 def read_texts(
@@ -30,14 +33,16 @@ def read_texts(
     Raises:
         SpecError: the data file cannot be read at all.
     """
-    model = loaded.spec.model
-    bos = tokenizer.adds_bos if model.prepend_bos is None else model.prepend_bos
+    encoder = Encoder(tokenizer, loaded.spec.model)
     texts, problems = _texts(loaded)
     found = []
-    for index, text in enumerate(texts[: loaded.spec.data.limit]):
-        whole = tokenizer.chat(text) if model.chat_template else text
-        ids = tokenizer.encode(whole, prepend_bos=bos).ids
-        found.append(Text(index, text, ids, tuple(tokenizer.decode(i) for i in ids)))
+    try:
+        for index, text in enumerate(texts[: loaded.spec.data.limit]):
+            tokens = encoder.encode(encoder.wrap(text)[0])
+            words = tuple(tokenizer.decode(i) for i in tokens.ids)
+            found.append(Text(index, text, tokens.ids, words, encoder.marks(tokens)))
+    except ModelError as error:
+        problems.append(loaded.problem(("model",), str(error)))
     return found, problems
 
 

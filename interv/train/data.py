@@ -114,7 +114,7 @@ def _prompts(plan: TrainPlan, exchanges: Sequence[Exchange], rows: Sequence[int]
         torch.tensor([e.label_id for e in some]),
         torch.tensor([e.base.answer_id for e in some]),
         torch.tensor([[source.answer_id for source in e.sources] for e in some]),
-        torch.tensor([len(e.base.ids) - 1 for e in some]),
+        torch.tensor([e.base.read for e in some]),
         tuple(some),
     )
 
