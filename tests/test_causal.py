@@ -19,6 +19,7 @@ from interv.spec.yaml import parse
 from interv.task.causal import CausalError, CausalModel, build
 from interv.task.causal_expressions import Expression
 from interv.task.causal_pairs import Interchanges, interchanges, samples
+from interv.task.causal_splits import splits
 from interv.task.causal_text import answer_text, answers, render, spans, usable
 from interv.task.causal_values import column
 from interv.task.causal_vectors import encode, input_width, vectors
@@ -661,6 +662,15 @@ def test_doubled_braces_are_braces_of_the_text() -> None:
     [text] = {one.text for one in render(made, values, templates) if "x" in one.text}
     assert text == "{'is': x}"
     assert {answer_text(made, value) for value in values["o"]} == {" {x", " {y"}
+
+
+def test_one_pair_of_prompts_with_two_labels_is_an_error() -> None:
+    causal = {"a": ["x", "y", "z"], "b": ["1", "2"], "hidden": [0, 1], "o": "a if hidden else b"}
+    made = model(causal, "o", templates="{a} {b}")
+    names = ("train", "validation", "test")
+    with pytest.raises(CausalError, match="with two labels"):
+        seeds = {name: i for i, name in enumerate(names)}
+        splits(made, ["a"], dict.fromkeys(names, 60), seeds, changed=0.5)
 
 
 def test_templates_of_base_and_source() -> None:

@@ -412,19 +412,119 @@ def test_all_positions_of_prompts_of_two_lengths(
     assert "whose source has others" in done.err
 
 
-def test_test_pairs_that_were_trained_on_are_told_of(
-    tmp_path: Path, cli: Callable[..., Result]
-) -> None:
-    done = cli("train-das", write(tmp_path, **CHOOSING), "-o", tmp_path / "out")
+FEW = {
+    "variables": {
+        "a": ["red", "blue", "green"],
+        "b": ["one", "two"],
+        "same": {"table": {"red": "x", "blue": "y", "green": "z"}, "of": "a"},
+    },
+    "output": "same",
+    "templates": ["{b} of {a} is", "{b} and {a} is"],
+}
+
+
+def test_no_test_pair_is_a_training_pair(tmp_path: Path, cli: Callable[..., Result]) -> None:
+    # 3 x 2 values, the label another one: 6 * 4 = 24 pairs in each of 2 templates.
+    data = {**CHOOSING["data"], "train": 100, "validation": 12, "test": 50, "changed": 1}
+    data["same_template"] = True
+    grid = {**CHOOSING["grid"], "positions": "END"}
+    path = write(
+        tmp_path, **{**CHOOSING, "causal_model": FEW, "variables": "a", "data": data, "grid": grid}
+    )
+    told = cli("plan", path, "-o", tmp_path / "out")
+    # 48 pairs, dealt as 100 : 12 : 50.
+    assert "100 train, 3 validation, 15 test" in told.out
+    assert "test: 15 of 50 pairs: there are 48 distinct ones, each in one split" in told.out
+    done = cli("train-das", path, "-o", tmp_path / "out")
     folder = run_of(done)
+    assert "test: 15 of 50 pairs" in done.err
     prompts = pd.read_csv(folder / "prompts.csv", keep_default_na=False)
+    assert (prompts["source_a"] != "").all()
     pairs = {
-        split: some[["base", "source_first"]].agg(tuple, axis=1).tolist()
+        split: some[["base", "source_a"]].agg(tuple, axis=1).tolist()
         for split, some in prompts.groupby("split")
     }
-    seen = sum(pair in pairs["train"] for pair in pairs["test"])
-    assert f"{seen} of the test pairs are training pairs too" in done.err if seen else True
-    assert seen == json.loads((folder / "run.json").read_text())["test_pairs_seen_in_training"]
+    assert {split: len(set(some)) for split, some in pairs.items()} == {
+        "train": 30, "validation": 3, "test": 15
+    }  # fmt: skip
+    assert len({pair for some in pairs.values() for pair in some}) == 30 + 3 + 15 == 48
+    often = pd.Series(pairs["train"]).value_counts()
+    assert set(often) == {100 // 30, 100 // 30 + 1}
+    results = pd.read_csv(folder / "results.csv")
+    assert set(results["n"]) == {15}
+    record = json.loads((folder / "run.json").read_text())
+    assert record["test_pairs_seen_in_training"] == 0
+    assert record["distinct_pairs"] == {"train": 30, "validation": 3, "test": 15}
+
+
+@pytest.mark.parametrize("held_out", ["pairs", "values"])
+def test_finite_vectors_are_split_too(
+    held_out: str, tmp_path: Path, cli: Callable[..., Result]
+) -> None:
+    vector = {"vector": 2, "entities": 7}
+    causal = {"variables": {"w": vector, "x": vector, "same": "w == x"}, "output": "same"}
+    path = write(
+        tmp_path,
+        model={"kind": "mlp", "hidden": [8], "weights": "random"},
+        causal_model=causal,
+        variables="w",
+        data={**ANY, "train": 900, "held_out": held_out},
+    )
+    plan = make_train_plan(load_spec(path, kind="train-das"))
+
+    def seen(split: str) -> set[tuple[int, ...]]:
+        made = plan.vectors[split]
+        [source] = made.sources
+        columns = (made.base["w"], made.base["x"], source["w"], source["x"])
+        return set(zip(*(column.tolist() for column in columns), strict=True))
+
+    train, validation, test = map(seen, ("train", "validation", "test"))
+    assert not train & test and not train & validation and not validation & test
+    assert len(test) == len(plan.vectors["test"]) and len(plan.vectors["train"]) == 900
+    if held_out == "values":
+        values = [{v for pair in some for v in (pair[0], pair[2])} for some in (train, test)]
+        assert not values[0] & values[1]
+    folder = run_of(cli("train-das", path, "-o", tmp_path / "out", "-q"))
+    record = json.loads((folder / "run.json").read_text())
+    assert record["test_pairs_seen_in_training"] == 0
+    distinct = {"train": len(train), "validation": len(validation), "test": len(test)}
+    assert record["distinct_pairs"] == distinct
+
+
+def test_values_that_are_held_out(tmp_path: Path, cli: Callable[..., Result]) -> None:
+    words = ["red", "blue", "green", "black", "white", "pink", "brown", "gray"]
+    causal = {
+        "variables": {"a": words, "b": ["one", "two"], "o": "a"},
+        "output": "o",
+        "templates": ["{b} of {a} is"],
+    }
+    data = {**CHOOSING["data"], "held_out": "values", "changed": 1, "same_template": True}
+    changes = {"causal_model": causal, "variables": "a", "data": data}
+    changes["grid"] = {**CHOOSING["grid"], "positions": "END"}
+    plan = make_train_plan(load_spec(write(tmp_path, **{**CHOOSING, **changes})))
+    found: dict[str, set[str]] = {}
+    for pair in plan.exchanges:
+        both = (pair.base, *pair.sources)
+        found.setdefault(pair.split, set()).update(said.text.split(" ")[2] for said in both)
+    assert sum(map(len, found.values())) == len(set().union(*found.values())) == 8
+    assert all(len(values) >= 2 for values in found.values())
+    few = {**causal, "variables": {**causal["variables"], "a": words[:5]}}
+    done = cli("validate", write(tmp_path, **{**CHOOSING, **changes, "causal_model": few}))
+    assert done.code == 2
+    assert "'a' has 5 values, which held_out: values deals to train, validation, test" in done.err
+
+
+def test_too_few_pairs_for_three_splits(tmp_path: Path, cli: Callable[..., Result]) -> None:
+    causal = {
+        "variables": {"a": ["red", "blue"], "o": "a"},
+        "output": "o",
+        "templates": ["{a} is"],
+    }
+    data = {**CHOOSING["data"], "changed": 1, "same_template": True}
+    changes = {"causal_model": causal, "variables": "a", "data": data}
+    done = cli("validate", write(tmp_path, **{**CHOOSING, **changes}))
+    assert done.code == 2
+    assert "2 distinct pairs whose label changes, with a exchanged: too few" in done.err
 
 
 # Fits that other runs have

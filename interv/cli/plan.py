@@ -109,7 +109,8 @@ def describe_fits(made: TrainPlan, outputs: Path) -> dict[str, Any]:
         "folder": str(folder) if folder else None,
         "causal_model": made.causal.name,
         "variables": list(made.spec.variables),
-        "pairs": {split: made.size(split) for split in SPLITS},
+        "pairs": {split: len(made.pairs[split]) or made.size(split) for split in SPLITS},
+        "fewer_pairs": made.shortages,
         "points": len(made.fits),
         "places": len(made.places),
         "seeds": list(train.seeds),
@@ -128,6 +129,7 @@ def _fit_lines(facts: dict[str, Any]) -> str:
         f"  folder        {facts['folder'] or 'known once the model is at hand'}",
         f"  exchanged     {', '.join(facts['variables'])} of {facts['causal_model']}",
         f"  pairs         {pairs}",
+        *(f"                {shortage}" for shortage in facts["fewer_pairs"]),
         f"  fits          {facts['points']:,}: {facts['places']:,} places, seeds "
         f"{', '.join(map(str, facts['seeds']))}; {facts['fits_on_shuffled_labels']:,} more on "
         "shuffled labels",

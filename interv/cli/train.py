@@ -43,8 +43,8 @@ def train(
         found = done.report.findings
         pairs = ", ".join(f"{n:,} {split}" for split, n in found["pairs"].items())
         console.say(f"task accuracy of the model {found['task_accuracy']:.1%}; {pairs} pairs used")
-        if seen := found["test_pairs_seen_in_training"]:
-            console.say(f"{seen:,} of the test pairs are training pairs too: they are few")
+        for shortage in found["fewer_pairs"]:
+            console.say(shortage)
         console.alignments(done.report.summary)
 
     carry_out_and_print(made, outputs, fresh=fresh, quiet=quiet, as_json=as_json, tell=tell)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
@@ -15,8 +16,9 @@ from interv.plan.cells import Cell, Plan
 from interv.plan.train_grid import FitSite
 from interv.spec import LoadedSpec
 from interv.spec.train import TrainSpec, part_of
+from interv.task.causal_draws import Interchanges
 from interv.task.causal_model import CausalModel
-from interv.task.causal_pairs import interchanges
+from interv.task.causal_splits import pair_keys, splits
 from interv.task.exchanges import Exchange
 
 SPLITS = ("train", "validation", "test")
@@ -112,6 +114,36 @@ class TrainPlan(Plan):
         """Pairs that were asked for."""
         return int(getattr(self.spec.data, split))
 
+    @functools.cached_property
+    def vectors(self) -> Mapping[str, Interchanges]:
+        """Every split's pairs, of a model of vectors."""
+        return draw_splits(self.causal, self.spec)
+
+    @functools.cached_property
+    def pairs(self) -> Mapping[str, Sequence[Hashable]]:
+        """Of every split what tells its pairs apart; empty where no tokenizer is at hand."""
+        if not self.causal.is_finite:  # each is another
+            return {split: [(split, i) for i in range(self.size(split))] for split in SPLITS}
+        if self.causal.is_vector:
+            return {s: pair_keys(self.causal, some) for s, some in self.vectors.items()}
+        found: dict[str, list[Hashable]] = {split: [] for split in SPLITS}
+        for e in self.exchanges:
+            exchanged = [name in e.exchanged for name in self.spec.variables]
+            sources = [s.text if on else None for s, on in zip(e.sources, exchanged, strict=True)]
+            found[e.split].append((e.base.text, *sources))
+        return found
+
+    @property
+    def shortages(self) -> list[str]:
+        """Which splits have fewer pairs than were asked for, and why."""
+        distinct = len({key for keys in self.pairs.values() for key in keys})
+        return [
+            f"{split}: {len(keys):,} of {self.size(split):,} pairs: there are {distinct:,} "
+            "distinct ones, each in one split"
+            for split, keys in self.pairs.items()
+            if 0 < len(keys) < self.size(split)
+        ]
+
     def tokens(self, prompt: int) -> int:
         if self.causal.is_vector:
             return 1
@@ -170,16 +202,35 @@ def how_drawn(spec: TrainSpec) -> dict[str, Any]:
 
 
 def split_seed(spec: TrainSpec, split: str) -> int:
-    """The seed of a split's pairs: splits share none but by chance."""
+    """The seed of a split's draws."""
     return spec.seed * len(SPLITS) + SPLITS.index(split)
 
 
-def vectors_of(plan: TrainPlan, split: str) -> Any:
-    """The interchanges of a model of vectors, for one split."""
-    spec = plan.spec
-    return interchanges(
-        plan.causal, spec.variables, plan.size(split), split_seed(spec, split), **how_drawn(spec)
+def draw_splits(
+    causal: CausalModel, spec: TrainSpec, most: int | None = None
+) -> dict[str, Interchanges]:
+    """Every split's pairs, none in two of them.
+
+    Args:
+        most: no more pairs of a split than these.
+
+    Raises:
+        CausalError: there are too few.
+    """
+    sizes = {split: int(getattr(spec.data, split)) for split in SPLITS}
+    return splits(
+        causal,
+        spec.variables,
+        {split: n if most is None else min(n, most) for split, n in sizes.items()},
+        {split: split_seed(spec, split) for split in SPLITS},
+        held_out=spec.data.held_out,
+        **how_drawn(spec),
     )
+
+
+def vectors_of(plan: TrainPlan, split: str) -> Interchanges:
+    """The interchanges of a model of vectors, for one split."""
+    return plan.vectors[split]
 
 
 def task_identity(loaded: LoadedSpec[TrainSpec]) -> str:

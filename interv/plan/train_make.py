@@ -27,14 +27,12 @@ from interv.plan.checks import (
 )
 from interv.plan.claims import check_claims
 from interv.plan.train import (
-    SPLITS,
     Fit,
     Place,
     TrainPlan,
+    draw_splits,
     exchanged_names,
     fitted_anatomy,
-    how_drawn,
-    split_seed,
     task_identity,
 )
 from interv.plan.train_grid import Expander
@@ -44,7 +42,7 @@ from interv.spec.schema import ModelSection
 from interv.spec.train import RANKED, UNTRAINED, TrainSpec, part_of
 from interv.task.causal_builtin import causal_model
 from interv.task.causal_model import CausalModel
-from interv.task.causal_pairs import interchanges, samples
+from interv.task.causal_pairs import samples
 from interv.task.causal_text import answers, render, usable
 from interv.task.causal_values import CausalError
 from interv.task.causal_vectors import input_width
@@ -73,7 +71,9 @@ def make_train_plan(loaded: LoadedSpec[TrainSpec], *, only_check: bool = False) 
         if causal.is_vector:
             if shape is None:
                 raise CausalError("its inputs are vectors", "model: {kind: mlp}, or templates")
-            interchanges(causal, spec.variables, 4, spec.seed, **how_drawn(spec))
+            # Pairs that cannot come twice are drawn when they are needed.
+            every = (causal.is_finite or spec.data.held_out == "values") and not only_check
+            draw_splits(causal, spec, None if every else _CHECKED)
         elif shape is not None:
             raise CausalError("its inputs are prompts, the model is an MLP", "vectors")
         elif files.tokenizer is not None:
@@ -112,7 +112,7 @@ def make_train_plan(loaded: LoadedSpec[TrainSpec], *, only_check: bool = False) 
 
 def _problem(loaded: LoadedSpec[TrainSpec], error: CausalError) -> Problem:
     at = error.at
-    if at[:1] == ("mixture",):
+    if at[:1] in (("mixture",), ("held_out",)):
         return loaded.problem(("data", *at), error.message, error.expected, error.near)
     if at[:1] != ("variables",) or len(at) > 1:
         return loaded.problem(("causal_model", *at), error.message, error.expected, error.near)
@@ -203,6 +203,7 @@ def _transformer(
         raise SpecError([loaded.problem(("model",), str(error))]) from None
 
 
+_CHECKED = 16  # pairs of a split that a check draws
 _TEXTS = 8192  # prompts whose words a tokenizer is made of
 
 
@@ -222,15 +223,7 @@ def _prompts(
     assert isinstance(section, ModelSection)
     reader = Reader(causal, tokenizer, section, masked=predicts_masks(files))
     found: list[Exchange] = []
-    for split in SPLITS:
-        n = int(getattr(spec.data, split))
-        pairs = interchanges(
-            causal,
-            spec.variables,
-            min(n, 16) if only_check else n,
-            split_seed(spec, split),
-            **how_drawn(spec),
-        )
+    for split, pairs in draw_splits(causal, spec, _CHECKED if only_check else None).items():
         found += reader.exchanges(pairs, split, len(found))
     ids = {e.label_id for e in found}
     ids |= {said.answer_id for e in found for said in (e.base, *e.sources)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from math import sqrt
 from typing import Any
@@ -45,10 +45,13 @@ def train_report(plan: TrainPlan, journal: Journal) -> PatchReport:
         "prompts": prompts_table(plan, journal),
         "curve": curve_table(plan, journal),
     }
+    pairs = used_pairs(plan, journal)
     findings = {
         "task_accuracy": record["accuracy"],
         "pairs": {split: counts[0] for split, counts in record["counts"].items()},
-        "test_pairs_seen_in_training": seen_in_training(tables["prompts"]),
+        "distinct_pairs": {split: len(set(keys)) for split, keys in pairs.items()},
+        "test_pairs_seen_in_training": len(set(pairs["test"]) & set(pairs["train"])),
+        "fewer_pairs": plan.shortages,
     }
     plugin = plan.loaded.plugin
     asked = {
@@ -176,14 +179,13 @@ def prompts_table(plan: TrainPlan, journal: Journal) -> pd.DataFrame:
     )
 
 
-def seen_in_training(prompts: pd.DataFrame) -> int:
-    """How many used test pairs are training pairs too: of few values all may be."""
-    if "base" not in prompts:
-        return 0  # vectors are fresh ones
-    used = prompts[prompts["used"]]
-    columns = ["base", "exchanged", *(c for c in used if str(c).startswith("source_"))]
-    pairs = pd.MultiIndex.from_frame(used[columns])
-    return int(pairs[used["split"] == "test"].isin(pairs[used["split"] == "train"]).sum())
+def used_pairs(plan: TrainPlan, journal: Journal) -> dict[str, list[Hashable]]:
+    """What tells the pairs that are used apart, by split."""
+    record = journal[plan.baselines[0]]
+    return {
+        split: [key for key, on in zip(keys, from_bits(record["used"][split]), strict=True) if on]
+        for split, keys in plan.pairs.items()
+    }
 
 
 def curve_table(plan: TrainPlan, journal: Journal) -> pd.DataFrame:

@@ -76,7 +76,12 @@ class TrainData(Section):
 
     train: int = Field(512, ge=1, le=100_000_000, description="pairs to train on")
     validation: Size = Field(128, ge=1, description="pairs for early stopping and the curve")
-    test: Size = Field(256, ge=1, description="held-out pairs, from which every IIA is")
+    test: Size = Field(
+        256,
+        ge=1,
+        description="held-out pairs, each once, from which every IIA is; fewer where there are "
+        "too few distinct ones",
+    )
     changed: float | None = Field(
         None, ge=0, le=1, description="share of pairs whose label the interchange changes"
     )
@@ -85,6 +90,11 @@ class TrainData(Section):
         None, description="which variables are exchanged together, and how often: {a: 1, a+b: 2}"
     )
     same_template: bool = Field(True, description="base and sources are of one template")
+    held_out: Literal["pairs", "values"] = Field(
+        "pairs",
+        description="what no two of train, validation and test share: `pairs` of base and source, "
+        "or `values` of the exchanged variables, too",
+    )
     keep: Literal["correct", "all"] = Field(
         "correct", description="`correct`: pairs whose base and sources the model answers rightly"
     )

@@ -88,6 +88,11 @@ class CausalModel:
         """Whether the inputs are vectors and numbers, not prompts."""
         return not self.templates
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether a pair may come twice: no input is a fresh vector each time."""
+        return not any(v.how == "vector" and v.entities is None for v in self.variables.values())
+
     def variable(self, name: str) -> Variable:
         """The variable of this name.
 
