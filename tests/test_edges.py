@@ -660,9 +660,13 @@ def test_models_without_such_edges(name: str, message: str) -> None:
 
 
 def test_a_stream_that_is_no_sum() -> None:
-    """Granite multiplies what it adds."""
+    """Granite multiplies what it adds; a block may be tampered with."""
+    with pytest.raises(EngineError, match="granite models have no attention_residual"):
+        graph_of(made("granite"))
+    model = zoo.make("llama")
+    model.model.layers[1].register_forward_hook(lambda _m, _args, output: 1.1 * output)
     with pytest.raises(EngineError, match="does not add what its attention and its MLP give"):
-        scores_of(made("granite"))
+        scores_of(model)
 
 
 RUN = runs(0)[0]

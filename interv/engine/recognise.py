@@ -90,34 +90,17 @@ def recognise(model: nn.Module, facts: ModelFacts) -> Family:
     )
     anatomy = Anatomy(family, facts)
     pattern = _uses_interface(trial, anatomy)
-    components = {
-        **family.components,
-        **_stream(trial, names, facts),
-        **_heads(trial, names, anatomy, pattern=pattern),
-        **_neurons(trial, names, facts),
-    }
+    components = {**family.components, **_stream(trial, names, facts)}
+    components |= _heads(trial, names, anatomy, components, pattern=pattern)
+    components |= _neurons(trial, names, facts, components)
     if pattern and names.attention:
         components["attention_weight"] = Stand(names.attention, width="pattern")
     return replace(
         family,
         components=components,
         causal=_is_causal(trial),
-        interface=pattern and not _mixes_besides(trial, anatomy),
+        interface=pattern and _starts_anywhere(trial, anatomy),
     )
-
-
-def in_every_block(family: Family, model: nn.Module) -> Family:
-    """Return the family without the components whose module some block of a model lacks."""
-    assert isinstance(family.blocks, str)
-    blocks = [
-        dict(block.named_modules()) for block in model.get_submodule(family.blocks).children()
-    ]
-    kept = {
-        name: stand
-        for name, stand in family.components.items()
-        if all(stand.path in modules for modules in blocks)
-    }
-    return replace(family, components=kept)
 
 
 def _names(blocks: Sequence[nn.Module]) -> _Names:
@@ -213,7 +196,14 @@ def _stream(trial: Trial, names: _Names, facts: ModelFacts) -> dict[str, Stand]:
     return found
 
 
-def _heads(trial: Trial, names: _Names, anatomy: Anatomy, *, pattern: bool) -> dict[str, Stand]:
+def _heads(
+    trial: Trial,
+    names: _Names,
+    anatomy: Anatomy,
+    known: Mapping[str, Stand],
+    *,
+    pattern: bool,
+) -> dict[str, Stand]:
     """The input of the output projection, and the projections before it, where they have heads."""
     facts = anatomy.facts
     assert facts is not None
@@ -221,9 +211,8 @@ def _heads(trial: Trial, names: _Names, anatomy: Anatomy, *, pattern: bool) -> d
         return {}
     width, kv = facts.n_heads * facts.d_head, facts.n_kv_heads * facts.d_head
     value, projected = Stand(names.project, "input", "query"), Stand(names.project)
-    if not trial.has(Stand(names.project, "input"), width) or not _scales(
-        trial, Stand(names.attention), projected
-    ):
+    output = known.get("attention_output", Stand(names.attention))
+    if not trial.has(Stand(names.project, "input"), width) or not _scales(trial, output, projected):
         return {}
     found = {"attention_value_output": value}
     reach = Stand(names.project, "input")
@@ -263,14 +252,15 @@ def _attends_by_head(trial: Trial, anatomy: Anatomy, projected: Stand) -> bool:
     return all(arrives_by_head(of_layer, range(n_heads), 1, alone=True) for of_layer in found)
 
 
-def _neurons(trial: Trial, names: _Names, facts: ModelFacts) -> dict[str, Stand]:
+def _neurons(
+    trial: Trial, names: _Names, facts: ModelFacts, known: Mapping[str, Stand]
+) -> dict[str, Stand]:
     """The input of the down projection, and the gate's activation where that is a factor of it."""
     if names.mlp is None or names.down is None:
         return {}
     neurons = Stand(names.down, "input")
-    if not trial.has(neurons, facts.d_mlp) or not _scales(
-        trial, Stand(names.mlp), Stand(names.down)
-    ):
+    output = known.get("mlp_output", Stand(names.mlp))
+    if not trial.has(neurons, facts.d_mlp) or not _scales(trial, output, Stand(names.down)):
         return {}
     found = {"mlp_activation": replace(neurons, width="d_mlp")}
     if names.activation and gates(trial, Stand(names.activation), neurons):
@@ -347,11 +337,14 @@ def _is_causal(trial: Trial) -> bool:
     return same_to_rounding(changed[:-1], before[:-1])
 
 
-def _mixes_besides(trial: Trial, anatomy: Anatomy) -> bool:
-    """Whether a position sees others elsewhere than in attention (a state-space branch, say).
+def _starts_anywhere(trial: Trial, anatomy: Anatomy) -> bool:
+    """Whether a row can start at its first changed position, given the keys and values before.
 
-    A row that starts at its first changed position would then start from the wrong state.
+    Not where positions see others elsewhere than in attention (in a state-space branch), and not
+    where blocks read the tokens themselves, of all positions.
     """
+    if "token_embedding" not in anatomy.components:
+        return False
     last = trial.place(BLOCK_OUTPUT, trial.n_layers - 1)
     layers = range(trial.n_layers)
     found = []
@@ -361,7 +354,7 @@ def _mixes_besides(trial: Trial, anatomy: Anatomy) -> bool:
         ):
             found.append(_at_place(trial, last, ids))
     before, changed = found
-    return not same_to_rounding(changed[1:], before[1:])
+    return same_to_rounding(changed[1:], before[1:])
 
 
 def _at_place(trial: Trial, place: Place, ids: Sequence[int]) -> Tensor:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 import transformers
+from torch import nn
 
 from interv.engine.pretrained import auto_class
-from interv.engine.recognise import in_every_block, recognise
+from interv.engine.recognise import recognise
 from interv.errors import ModelError
 from interv.models.config import read_facts
 from interv.models.families import Family
@@ -40,16 +42,36 @@ def from_config(config: Mapping[str, Any]) -> Family:
     except Exception as error:
         # What a strange config makes transformers raise can be anything; it is the cause.
         raise ModelError(f"models of type '{kind}' cannot be made: {error}") from error
-    return in_every_block(recognise(model.eval(), read_facts(small.to_dict(), str(kind))), empty)
+    return _in_every_block(recognise(model.eval(), read_facts(small.to_dict(), str(kind))), empty)
 
 
 def _shortened(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return a config of two layers, and of one in a tower that sees or hears."""
-    short = {**fields, "num_hidden_layers": 2, "layer_types": None}
+    short = _of_two_layers(fields)
     for name, part in fields.items():
         if isinstance(part, dict) and name == "text_config":
-            short[name] = {**part, "num_hidden_layers": 2, "layer_types": None}
+            short[name] = _of_two_layers(part)
         elif isinstance(part, dict) and name in ("vision_config", "audio_config"):
             layers = [key for key in ("num_hidden_layers", "depth") if key in part]
             short[name] = {**part, **dict.fromkeys(layers or ["num_hidden_layers"], 1)}
     return short
+
+
+def _of_two_layers(fields: Mapping[str, Any]) -> dict[str, Any]:
+    # A list of layer types is as long as the model; families without one know no such field.
+    types = {"layer_types": None} if "layer_types" in fields else {}
+    return {**fields, "num_hidden_layers": 2, **types}
+
+
+def _in_every_block(family: Family, model: nn.Module) -> Family:
+    """Return the family without the components whose module some block of a model lacks."""
+    assert isinstance(family.blocks, str)
+    blocks = [
+        dict(block.named_modules()) for block in model.get_submodule(family.blocks).children()
+    ]
+    kept = {
+        name: stand
+        for name, stand in family.components.items()
+        if all(stand.path in modules for modules in blocks)
+    }
+    return replace(family, components=kept)
