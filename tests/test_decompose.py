@@ -135,8 +135,11 @@ def recorded(model: nn.Module, paths: Sequence[tuple[str, str]]) -> dict[str, Te
     return seen
 
 
-def by_hand(family: str) -> dict[Part, float]:
-    """Shares of logit 7 less logit 9 at the last position, each part normed by itself."""
+def by_hand(family: str, against: int | None = 9) -> dict[Part, float]:
+    """Shares of logit 7 at the last position, each part normed by itself.
+
+    Less logit 9, or, with None, less the mean over the vocabulary.
+    """
     model = made(family)
     gpt2 = family == "gpt2"
     blocks = "transformer.h" if gpt2 else "model.layers"
@@ -151,7 +154,8 @@ def by_hand(family: str) -> dict[Part, float]:
     seen = recorded(model, paths)
     end = seen[norm + "in"][-1]
     final = model.get_submodule(norm)
-    towards = model.lm_head.weight[7] - model.lm_head.weight[9]
+    rows = model.lm_head.weight
+    towards = rows[7] - (rows.mean(0) if against is None else rows[against])
 
     def share(written: Tensor) -> float:
         if gpt2:
@@ -197,6 +201,26 @@ def test_each_part_by_hand(family: str) -> None:
     within = 1e-9 if family == "gpt2" else 1e-6
     for part, share in zip(parts, shares[:, 0].tolist(), strict=True):
         assert share == pytest.approx(expected[part], rel=within, abs=within), part
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "olmo2"])
+def test_a_logit_less_the_mean_over_the_vocabulary(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As TransformerLens' centred unembedding has it: what all logits share is nobody's."""
+    monkeypatch.setattr(interv.engine.decompose, "_MAX_ROWS", 7)
+    given = reference(family), made(family), [Run(IDS)], [-1], [[7]]
+    parts, shares = logit_attributions(*given, [[]], centred=True)
+    expected = by_hand(family, None)
+    assert set(parts) == set(expected)
+    within = 1e-9 if family == "gpt2" else 1e-6
+    for part, share in zip(parts, shares[:, 0].tolist(), strict=True):
+        assert share == pytest.approx(expected[part], rel=within, abs=within), part
+    _, raw = logit_attributions(*given, [[]])
+    assert (raw - shares).abs().max() > 0.01
+    # Of a difference it is the difference.
+    one, other = (logit_attributions(*given, [[9]], centred=c)[1] for c in (True, False))
+    assert torch.equal(one, other)
 
 
 def test_runs_in_any_order_and_batches_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:

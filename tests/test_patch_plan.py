@@ -727,6 +727,59 @@ CASES = [
         ("head 2",),
     ),
     Case(
+        "a joint receiver out of range",
+        GRID,
+        f"paths:\n  {SENDERS}\n  receivers:\n    name: movers\n    set:\n"
+        "      - {component: head_query_output, layers: 2, heads: [0, 1]}\n"
+        "      - {component: head_query_output, layers: 2, heads: 5}\n",
+        (22, 58),
+        ("head 5",),
+    ),
+    Case(
+        "centring that changes nothing",
+        GRID,
+        "decompose: {unembedding: centred}\n",
+        (16, 26),
+        ("changes no difference of logits", "without a wrong answer"),
+    ),
+    Case(
+        "a joint receiver without a name",
+        GRID,
+        f"paths:\n  {SENDERS}\n  receivers:\n"
+        "    set: [{component: head_query_output, layers: 2}]\n",
+        (19, 5),
+        ("a set without a name", "name: and a word"),
+    ),
+    Case(
+        "a joint receiver with an axis of its own",
+        GRID,
+        f"paths:\n  {SENDERS}\n  receivers:\n    name: movers\n    layers: 2\n"
+        "    set: [{component: head_query_output, layers: 2}]\n",
+        (19, 5),
+        ("layers beside a set", "within each of its sites"),
+    ),
+    Case(
+        "a receiver without layers",
+        GRID,
+        f"paths:\n  {SENDERS}\n  receivers:\n    component: mlp_input\n",
+        (19, 5),
+        ("a receiver without component and layers", "a set of sites"),
+    ),
+    Case(
+        "points of a method that has none",
+        GRID,
+        "circuit: {method: eap, steps: 5}\n",
+        (16, 10),
+        ("steps with method: eap", "eap_ig_inputs"),
+    ),
+    Case(
+        "nothing that could be held out",
+        GRID,
+        "circuit: {held_out: 0.1}\n",
+        (16, 21),
+        ("held_out: 0.1 of the distinct pairs is none", "more distinct pairs"),
+    ),
+    Case(
         "attribution of a pattern",
         GRID,
         "grid: {component: attention_weight}\nattribution: {}\n",

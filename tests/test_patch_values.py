@@ -216,6 +216,14 @@ def close(value: float) -> Any:
 
 # Paths.
 
+# As {9.6, 9.9, 10.0} of Wang et al.: other heads in each layer, which no product of axes has.
+JOINT = [
+    {"component": "head_query_output", "layers": 1, "heads": 1},
+    {"component": "head_query_output", "layers": 2, "heads": [0, 1]},
+    {"component": "head_value_output", "layers": 2, "heads": 0},
+]
+
+
 PATHS = [
     {
         "senders": [
@@ -237,6 +245,7 @@ PATHS = [
             {"component": "mlp_input", "layers": [1, 2]},
             {"component": "head_query_output", "layers": [1, 2], "heads": [1], "name": "queries"},
             {"component": "head_value_output", "layers": [2], "heads": [0, 1], "name": "values"},
+            {"set": JOINT, "name": "joint"},
         ],
     },
 ]
@@ -250,6 +259,8 @@ def _ends(receiver: str) -> tuple[Any, list[int] | None]:
         return [("mlp", 2)], [3, 5]
     if receiver == "queries":
         return [("q", 1, 1), ("q", 2, 1)], None
+    if receiver == "joint":
+        return [("q", 1, 1), ("q", 2, 0), ("q", 2, 1), ("v", 2, 0)], None
     if receiver == "values":
         return [("v", 2, 0), ("v", 2, 1)], None
     layer, *head, part = receiver.split(".")
@@ -278,7 +289,7 @@ def test_path_patching(model_folder: Path, tmp_path: Path, kind: str, freeze: li
     heads, groups = model.config.num_attention_heads, 2
     # Senders at END and whole, to the logits; then to each receiver of a later layer.
     to_logits = 2 * (N_LAYERS * heads + N_LAYERS)
-    into_2 = (2 * heads + 2) * (heads + 2 * groups + 1 + 3)
+    into_2 = (2 * heads + 2) * (heads + 2 * groups + 1 + 4)
     into_1 = (heads + 1) * groups + (2 * heads + 1)
     assert [len(table) for table in tables] == [to_logits + into_2 + into_1] * 2
     moved: dict[str, int] = dict.fromkeys(tables[0]["receiver"], 0)

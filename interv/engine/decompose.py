@@ -31,6 +31,7 @@ _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Of sums, against the largest part."""
 _NORMS = {torch.float64: 1e-6, torch.float32: 1e-5}
 """Of norms, against the largest number; many compute in float32 whatever the model's dtype is."""
+_MAX_ROWS = 16384  # of the unembedding, in float64 at once
 _MAX_TOKENS = 1024  # in one forward, of which every block's states are kept
 
 
@@ -58,6 +59,8 @@ def logit_attributions(
     positions: Sequence[int],
     right: Sequence[Sequence[int]],
     wrong: Sequence[Sequence[int]],
+    *,
+    centred: bool = False,
 ) -> tuple[list[Part], Tensor]:
     """Each part's share of the mean logit of the right tokens less that of the wrong ones.
 
@@ -72,6 +75,9 @@ def logit_attributions(
         positions: one for each run, negative ones from its end.
         right: tokens for each run, at least one.
         wrong: tokens for each run; none: the share of the logit itself.
+        centred: of a logit itself, less the mean over the vocabulary (`center_unembed` of
+            TransformerLens): what a part adds to all logits alike moves no probability. Of no
+            meaning where there are wrong tokens: a difference has no such part.
 
     Returns:
         The parts, and `[part, run]` in float64. For each run they sum to the model's difference,
@@ -93,7 +99,9 @@ def logit_attributions(
     parts: list[Part] = []
     for some in _batches(runs):
         batch = _Batch.run(executor, shape, [runs[i] for i in some], [positions[i] for i in some])
-        difference = torch.stack([_difference(right[i], wrong[i], batch.logits) for i in some])
+        difference = torch.stack(
+            [_difference(right[i], wrong[i], batch.logits, centred=centred) for i in some]
+        )
         parts, found = _shares(shape, batch, difference)
         shares |= zip(some, found.T, strict=True)
     return parts, torch.stack([shares[i] for i in range(len(runs))], 1)
@@ -366,15 +374,23 @@ def _added(anatomy: Anatomy, sublayer: str, layer: int) -> Place:
 
 
 def _rows_of(weight: Tensor, difference: Tensor) -> Tensor:
-    """`difference` times the rows of `weight`, `[run, d_model]` in float64, of few rows."""
+    """`difference` times the rows of `weight`, `[run, d_model]` in float64, some at a time."""
     used = difference.any(0).nonzero()[:, 0]
-    return difference[:, used] @ weight[used].double()
+    parts = [difference[:, some] @ weight[some].double() for some in torch.split(used, _MAX_ROWS)]
+    return torch.stack(parts).sum(0)
 
 
-def _difference(right: Sequence[int], wrong: Sequence[int], logits: Tensor) -> Tensor:
-    """What logits are weighted by, `[vocab]`: the right tokens' mean less the wrong ones'."""
+def _difference(
+    right: Sequence[int], wrong: Sequence[int], logits: Tensor, *, centred: bool
+) -> Tensor:
+    """What logits are weighted by, `[vocab]`: the right tokens' mean less the wrong ones'.
+
+    Or, where there are none of these and `centred`, less that of all.
+    """
     vocab = logits.shape[-1]
     found = torch.zeros(vocab, dtype=torch.float64, device=logits.device)
+    if centred and not wrong:
+        found -= 1 / vocab
     for sign, tokens in ((1, right), (-1, wrong)):
         for token in _known(tokens, vocab):
             found[token] += sign / len(tokens)

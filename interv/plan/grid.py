@@ -14,7 +14,16 @@ from interv.models.families import LAYERLESS
 from interv.plan.cells import window_layers
 from interv.plan.checks import unknown_component
 from interv.spec import LoadedSpec, PatchSpec, axes
-from interv.spec.patch import PROMPT, SPANS, WHOLE, PatchGrid, PathGrid, Receiver, SiteText
+from interv.spec.patch import (
+    PROMPT,
+    SPANS,
+    WHOLE,
+    PatchGrid,
+    PathGrid,
+    Receiver,
+    ReceiverSite,
+    SiteText,
+)
 from interv.task.pairs import Pair
 
 At = tuple[str | int, ...]
@@ -104,7 +113,7 @@ class Expander:
     def check_positions(self, pair: Pair) -> None:
         """Whether a pair has every position that is asked for: what differs between pairs."""
         spec = self.loaded.spec
-        asked: list[tuple[At, PatchGrid | SiteText | Receiver]] = []
+        asked: list[tuple[At, PatchGrid | SiteText | ReceiverSite]] = []
         for i, grid in enumerate(spec.grid):
             asked += [(("grid", i), grid)] if grid.set is None else []
             asked += [(("grid", i, "set", j), site) for j, site in enumerate(grid.set or ())]
@@ -112,7 +121,7 @@ class Expander:
             asked += [(("paths", i, "senders", j), one) for j, one in enumerate(path.senders)]
             for j, receiver in enumerate(path.receivers):
                 if isinstance(receiver, Receiver):
-                    asked.append((("paths", i, "receivers", j), receiver))
+                    asked += _sites(receiver, ("paths", i, "receivers", j))
         for at, part in asked:
             try:
                 list(self._places(pair, part.positions, at, several=True))
@@ -170,7 +179,7 @@ class Expander:
             None,
         )
 
-    def _spots(self, pair: Pair, site: SiteText | Receiver, at: At) -> Iterator[Spot]:
+    def _spots(self, pair: Pair, site: SiteText | ReceiverSite, at: At) -> Iterator[Spot]:
         """A site's units, all together: one spot a layer."""
         self._known(site.component, (*at, "component"))
         found = [places for places, _, _ in self._places(pair, site.positions, at, several=False)]
@@ -221,16 +230,20 @@ class Expander:
             if isinstance(receiver, str):
                 yield i, receiver, ()
                 continue
-            spots = tuple(self._spots(pair, receiver, here))
+            sites = _sites(receiver, here)
+            spots = tuple(
+                dict.fromkeys(spot for at, site in sites for spot in self._spots(pair, site, at))
+            )
             if receiver.name:
                 yield i, receiver.name, spots
                 continue
-            short = receiver.component.removeprefix("head_").removesuffix("_output")
+            [(_, site)] = sites
+            short = site.component.removeprefix("head_").removesuffix("_output")
             for spot in spots:
                 if not is_by_head(spot.component):
                     yield i, f"{spot.layer}.{short}", (spot,)
                     continue
-                given = receiver.heads if receiver.heads is not None else "all"
+                given = site.heads if site.heads is not None else "all"
                 for head in self._heads(spot.component, given, here):
                     assert head is not None
                     yield i, f"{spot.layer}.{head}.{short}", (replace(spot, heads=(head,)),)
@@ -340,6 +353,13 @@ class Expander:
         # The MLP of a parallel block reads what its attention reads.
         parallel = "resid_mid" not in self._anatomy.components
         return sender.layer < receiver.layer + (into_mlp and not parallel)
+
+
+def _sites(receiver: Receiver, at: At) -> list[tuple[At, ReceiverSite]]:
+    """A receiver's sites, each with its place in the spec."""
+    if receiver.set is None:
+        return [(at, site) for site in receiver.sites]
+    return [((*at, "set", k), site) for k, site in enumerate(receiver.set)]
 
 
 def _alike(place: Place) -> tuple[str, str]:

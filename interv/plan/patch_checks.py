@@ -66,10 +66,12 @@ def check_parts(
         if part != "decompose" and metric.of not in OF_ANSWERS:
             message = f"{part} needs the gradient of the first metric; {spec.metric[0]} has none"
             yield loaded.problem(("metric", 0), message, f"first one of: {', '.join(OF_ANSWERS)}")
+    if spec.decompose and spec.decompose.unembedding == "centred" and pairs and not alone:
+        message = "decompose.unembedding: centred changes no difference of logits"
+        expected = "raw, or pairs without a wrong answer"
+        yield loaded.problem(("decompose", "unembedding"), message, expected)
     if spec.circuit and pairs and not all(split(pairs, spec.circuit.held_out, spec.seed)):
-        message = (
-            f"held_out: {spec.circuit.held_out:g} of these pairs' distinct ones is none or all"
-        )
+        message = f"held_out: {spec.circuit.held_out:g} of the distinct pairs is none or all"
         expected = "more distinct pairs, or another share"
         yield loaded.problem(("circuit", "held_out"), message, expected)
     if spec.circuit and files.facts and files.facts.family:

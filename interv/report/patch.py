@@ -18,6 +18,7 @@ from interv.report.figures import STYLE, files_of
 from interv.report.patch_circuit import CircuitReport, circuit_report, node_of
 from interv.report.patch_tables import (
     attribution_table,
+    decomposed,
     decomposition_table,
     described,
     paths_against_direct,
@@ -223,7 +224,7 @@ def _decomposition(plan: PatchPlan, table: pd.DataFrame) -> Iterator[Drawn]:
     heads = table[table["component"] == "head"]
     if len(heads):
         facets = [("direct logit attribution of heads", heads[["layer", "head", "mean"]])]
-        bar = "share of the logit difference"
+        bar = f"share of the {decomposed(plan)}"
         yield "direct_heads", figures.layer_by_head(facets, model, bar), heads
         parts = table[table["component"] != "lens"]
         labels = [_part(row) for _, row in parts.iterrows()]
@@ -233,7 +234,7 @@ def _decomposition(plan: PatchPlan, table: pd.DataFrame) -> Iterator[Drawn]:
     if len(lens):
         frame = lens.assign(series="logit lens", x=lens["layer"].astype(int))
         frame = frame[["series", "x", "mean", "ci_low", "ci_high"]]
-        figure = figures.lines(frame, f"blocks of {model} that have run", "logit difference")
+        figure = figures.lines(frame, f"blocks of {model} that have run", decomposed(plan))
         yield "logit_lens", figure, frame
 
 

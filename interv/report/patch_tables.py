@@ -244,11 +244,21 @@ def described(row: pd.Series[Any]) -> str:
     return " ".join(parts) or str(row["component"])
 
 
+def decomposed(plan: PatchPlan) -> str:
+    """What is decomposed: the answer's logit, less the mean of others' or not."""
+    compared = {bool(pair.wrong_ids) for pair in plan.pairs.values()}
+    alone = "logit" if plan.spec.decompose.unembedding == "raw" else _CENTRED
+    return " or ".join("logit difference" if wrong else alone for wrong in sorted(compared))
+
+
+_CENTRED = "logit − mean over the vocabulary"
+
+
 def decomposition_table(plan: PatchPlan, journal: Journal) -> pd.DataFrame:
     """Direct logit attributions of every part, and the logit lens (`component` is `lens`).
 
-    `mean` is over the clean prompts, of the answer's logit less the mean of the wrong ones'. The
-    lens of layer l reads the stream after l blocks.
+    `mean` is over the clean prompts, of what `of` names. The lens of layer l reads the stream
+    after l blocks.
     """
     records = [journal[part_id(plan, index, "decompose")] for index in wanted_pairs(plan, journal)]
     places: list[tuple[Any, ...]] = []
@@ -261,6 +271,7 @@ def decomposition_table(plan: PatchPlan, journal: Journal) -> pd.DataFrame:
         places += [("lens", layer, None) for layer in range(len(lens))]
         groups += list(lens)
     table = pd.DataFrame(places, columns=["component", "layer", "head"])
+    table["of"] = decomposed(plan)
     statistics = plan.spec.statistics
     found = uncertainty(groups, plan.spec.seed, statistics.level, statistics.resamples)
     table = table.assign(mean=[float(g.mean()) for g in groups], n=found["n"].to_numpy())

@@ -174,11 +174,11 @@ class Patcher(PackWorker[PatchPlan]):
         positions = [pair.read for pair in pairs]
         right = [[pair.answer_ids[0][0]] for pair in pairs]
         wrong = [[ids[0] for ids in pair.wrong_ids] for pair in pairs]
-        module = self.model.module
+        module, centred = self.model.module, spec.unembedding == "centred"
         records: dict[str, Record] = {key: {} for key in step.ids}
         if spec.heads:
             parts, shares = logit_attributions(
-                self.reference, module, runs, positions, right, wrong
+                self.reference, module, runs, positions, right, wrong, centred=centred
             )
             names = [[part.component, part.layer, part.head] for part in parts]
             for i, key in enumerate(step.ids):
@@ -188,8 +188,8 @@ class Patcher(PackWorker[PatchPlan]):
             for i, key in enumerate(step.ids):
                 values = lens[:, i].double()
                 told = values[:, right[i][0]]
-                if wrong[i]:
-                    told = told - values[:, wrong[i]].mean(-1)
+                if wrong[i] or centred:
+                    told = told - (values[:, wrong[i]] if wrong[i] else values).mean(-1)
                 records[key]["lens"] = told.tolist()
         self.reference.forget()
         return records

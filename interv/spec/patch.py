@@ -191,14 +191,51 @@ class PatchGrid(Section):
         return self
 
 
-class Receiver(Section):
-    """Where a path ends: inputs of heads or MLPs, each a point, or all at once as a set."""
+class ReceiverSite(Section):
+    """Inputs of heads or of MLPs: one of a joint receiver's sites."""
 
     component: Literal["head_query_output", "head_key_output", "head_value_output", "mlp_input"]
     layers: Layers
     heads: Heads | None = None
     positions: Places = WHOLE
+
+
+class Receiver(Section):
+    """Where a path ends: inputs of heads or MLPs, each a point; or a named set, all at once."""
+
+    component: (
+        Literal["head_query_output", "head_key_output", "head_value_output", "mlp_input"] | None
+    ) = None
+    layers: Layers | None = None
+    heads: Heads | None = None
+    positions: Places = WHOLE
+    set: list[ReceiverSite] | None = Field(
+        None,
+        min_length=1,
+        description="sites that are one receiver, all at once: any heads of any layers",
+    )
     name: str = Field("", description="makes it one receiver: all of it at once")
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Receiver:
+        if self.set is None and (self.component is None or self.layers is None):
+            raise wrong("a receiver without component and layers", "both, or a set of sites")
+        if self.set is not None:
+            if given := sorted(
+                {"component", "layers", "heads", "positions"} & self.model_fields_set
+            ):
+                raise wrong(f"{given[0]} beside a set", f"{given[0]} within each of its sites")
+            if not self.name:
+                raise wrong("a set without a name", "name: and a word for it")
+        return self
+
+    @property
+    def sites(self) -> list[ReceiverSite]:
+        """What it is made of."""
+        if self.set is not None:
+            return self.set
+        given = self.model_dump(include={"component", "layers", "heads", "positions"})
+        return [ReceiverSite.model_validate(given)]
 
 
 _SENDERS = ("head_attention_value_output", "mlp_output")
@@ -263,6 +300,11 @@ class Decompose(Section):
 
     heads: bool = True
     lens: bool = True
+    unembedding: Literal["raw", "centred"] = Field(
+        "raw",
+        description="of a logit that is compared with none. raw: the logit itself; centred: less "
+        "the mean over the vocabulary, as TransformerLens has it",
+    )
 
 
 class Choice(Section):

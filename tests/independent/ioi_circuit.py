@@ -1,17 +1,22 @@
 """Edge attribution patching and the faithfulness of circuits, by a forward written out by hand.
 
 Nodes and edges are those of Hanna et al. 2024 (EAP-IG, arXiv 2403.17806): embeddings, heads and
-MLPs write into the residual stream; each head's queries, keys and values (keys and values by key
-head), each MLP and the logits read it before the norm. Here every reader has a copy of the stream
-of its own.
+MLPs write into the residual stream; each head's queries, keys and values, each MLP and the logits
+read it before the norm. Here every reader has a copy of the stream of its own, and so each of the
+three heads that share a key head its own keys and values.
 
 - Score of an edge (Syed et al. 2023, arXiv 2310.10348, equation 2): (what its sender writes in the
   corrupted run - in the clean one) · gradient of the logit difference at the receiver's copy in
   the clean run, summed over positions, the mean over pairs.
 - In a circuit the copy of a receiver is the stream, plus the sum over edges that are not in it of
   (what the sender writes in the corrupted run - in this one).
-- Faithfulness f = (m(C) - m(empty)) / (m(model) - m(empty)); CPR and CMD are the areas under f
-  and |1 - f| over the share of edges, by trapezoids (MIB, arXiv 2504.13151).
+- A circuit is the top of a ranking, as many edges as the share of all, rounded down, less what is
+  not on a way from the input to the logits. Edges are ranked by what they help (minus the score),
+  or by |score|.
+- Faithfulness f = (m(C) - m(empty)) / (m(model) - m(empty)), by trapezoids over the share of edges:
+  CPR is the area under f of the first ranking, CMD that under |1 - f| of the second (MIB, arXiv
+  2504.13151, and its print_results.py); acc-AUC the mean over log k of the share of prompts whose
+  answer is above the wrong one, of the first.
 """
 
 from __future__ import annotations
@@ -30,7 +35,7 @@ from tests.independent.model import Row, encode_all, load, single, spec
 
 NAME = "ioi_circuit"
 FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-LAYERS, HEADS, KEY_HEADS, D_HEAD = 30, 9, 3, 64
+LAYERS, HEADS, D_HEAD = 30, 9, 64
 LISTED = 50
 
 SENDERS = (
@@ -47,13 +52,14 @@ RECEIVERS = (
         for layer in range(LAYERS)
         for name in (
             *(f"a{layer}.h{h}.q" for h in range(HEADS)),
-            *(f"a{layer}.h{h}.{kind}" for kind in "kv" for h in range(KEY_HEADS)),
+            *(f"a{layer}.h{h}.{kind}" for kind in "kv" for h in range(HEADS)),
             f"m{layer}",
         )
     ),
     "logits",
 )
-PER_LAYER = HEADS + 2 * KEY_HEADS + 1
+PER_LAYER = 3 * HEADS + 1
+RANKINGS = ("signed", "magnitude")
 
 Read = Callable[[Tensor, slice], Tensor]
 """From the stream `[pair, pos, d]` and which receivers to their copies, `[receiver, pair, ...]`."""
@@ -111,7 +117,7 @@ def forward(ids: Tensor, read: Read, written: list[Tensor]) -> Tensor:
         first = layer * PER_LAYER
         attention, mlp = block.self_attn, block.mlp
         copies = _norm(read(stream, slice(first, first + PER_LAYER - 1)), block.input_layernorm)
-        q, k, v = torch.split(copies, [HEADS, KEY_HEADS, KEY_HEADS])
+        q, k, v = torch.split(copies, HEADS)
         z = _attend(
             _rotate(_project(q, attention.q_proj)),
             _rotate(_project(k, attention.k_proj)),
@@ -139,8 +145,9 @@ def _norm(x: Tensor, norm: Any) -> Tensor:
 
 
 def _project(copies: Tensor, linear: Any) -> Tensor:
-    """Each head of its own copy, `[head, pair, pos, d_head]`."""
-    by_head = linear.weight.reshape(len(copies), D_HEAD, -1)
+    """Each head of its own copy, `[head, pair, pos, d_head]`; some share a matrix."""
+    by_head = linear.weight.unflatten(0, (-1, D_HEAD))
+    by_head = by_head.repeat_interleave(len(copies) // len(by_head), 0)
     return torch.einsum("hrpd,hed->hrpe", copies, by_head)
 
 
@@ -156,8 +163,7 @@ def _rotate(x: Tensor) -> Tensor:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention, several heads on each key head."""
-    k, v = (x.repeat_interleave(HEADS // KEY_HEADS, 0) for x in (k, v))
+    """Causal attention."""
     scores = q @ k.transpose(-1, -2) / math.sqrt(D_HEAD)
     later = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
     return scores.masked_fill(later, -torch.inf).softmax(-1) @ v
@@ -196,8 +202,8 @@ def scores() -> Tensor:
     return found * exists()
 
 
-def circuit(kept: Tensor) -> float:
-    """Mean logit difference of the circuit of these edges, bool `[sender, receiver]`."""
+def circuit(kept: Tensor) -> Tensor:
+    """Logit differences of the circuit of these edges, bool `[sender, receiver]`, of each pair."""
     data, written = pairs(), list[Tensor]()
     dropped = (exists() & ~kept).float()
 
@@ -207,15 +213,34 @@ def circuit(kept: Tensor) -> float:
         return stream + torch.einsum("sv,srpd->vrpd", dropped[:n, receivers], gap)
 
     with torch.no_grad():
-        return float(data.difference(forward(data.clean, read, written)).double().mean())
+        return data.difference(forward(data.clean, read, written)).double()
 
 
-def top(n: int) -> Tensor:
-    """The n edges of the largest |score|, bool `[sender, receiver]`."""
-    size = scores().abs().masked_fill(~exists(), -1).flatten()
+def top(n: int, ranking: str = "magnitude") -> Tensor:
+    """The first n edges of a ranking, bool `[sender, receiver]`."""
+    size = -scores() if ranking == "signed" else scores().abs()
+    size = size.masked_fill(~exists(), -torch.inf).flatten()
     kept = torch.zeros(len(size), dtype=torch.bool)
     kept[size.argsort(descending=True, stable=True)[:n]] = True
     return kept.reshape(exists().shape)
+
+
+def connected(kept: Tensor) -> Tensor:
+    """The edges that lie on a way from the input to the logits: walked up, and down again."""
+    nodes = {**{name: i for i, name in enumerate(SENDERS)}, "logits": len(SENDERS)}
+    node_of = [nodes.get(name, nodes.get(name.rpartition(".")[0])) for name in RECEIVERS]
+    edges = [(s, node_of[r], s, r) for s, r in kept.nonzero().tolist()]
+    # Nodes are in the order in which they are computed, and so are ways.
+    fed = {0}
+    for begin, end, _, _ in sorted(edges):
+        fed |= {end} if begin in fed else set()
+    heard = {len(SENDERS)}
+    for begin, end, _, _ in sorted(edges, key=lambda edge: -edge[0]):
+        heard |= {begin} if end in heard else set()
+    found = torch.zeros_like(kept)
+    for begin, end, s, r in edges:
+        found[s, r] = begin in fed and end in heard and end in fed and begin in heard
+    return found
 
 
 def ends() -> tuple[float, float]:
@@ -229,21 +254,18 @@ def ends() -> tuple[float, float]:
     return clean, corrupted
 
 
-def faithfulness(value: float) -> float:
+def faithfulness(values: Tensor) -> float:
     full, empty = ends()
-    return (value - empty) / (full - empty)
+    return (float(values.mean()) - empty) / (full - empty)
 
 
 def size_of(fraction: float) -> int:
-    return round(fraction * int(exists().sum()))
+    return int(fraction * int(exists().sum()))
 
 
-def _exact(values: Sequence[float]) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def _area(values: Sequence[float]) -> float:
-    return float(torch.trapezoid(_exact(values), _exact(FRACTIONS)))
+def _area(values: Sequence[float], x: Sequence[float] = FRACTIONS) -> float:
+    exact = (torch.tensor(some, dtype=torch.float64) for some in (values, x))
+    return float(torch.trapezoid(*exact))
 
 
 def edges(n: int = LISTED) -> list[Row]:
@@ -258,21 +280,33 @@ def edges(n: int = LISTED) -> list[Row]:
 
 
 def tables() -> dict[str, list[Row]]:
-    kept = [size_of(fraction) for fraction in FRACTIONS]
-    values = [circuit(top(n)) for n in kept]
-    f = [faithfulness(value) for value in values]
-    (clean, corrupted), chosen = ends(), circuit(top(spec(NAME)["circuit"]["choose"]["top"]))
+    curve: list[Row] = []
+    f: dict[str, list[float]] = {}
+    accuracy: dict[str, list[float]] = {}
+    for ranking in RANKINGS:
+        values = [circuit(connected(top(size_of(x), ranking))) for x in FRACTIONS]
+        f[ranking] = [faithfulness(each) for each in values]
+        accuracy[ranking] = [float((each > 0).double().mean()) for each in values]
+        curve += [
+            {"ranking": ranking, "units": size_of(x), "value": share}
+            for x, share in zip(FRACTIONS, f[ranking], strict=True)
+        ]
+    logs = [math.log(x) for x in FRACTIONS]
+    (clean, empty) = ends()
+    chosen = circuit(connected(top(spec(NAME)["circuit"]["choose"]["top"])))
     numbers = {
-        "CPR": _area(f),
-        "CMD": _area([abs(1 - x) for x in f]),
+        "CPR": _area(f["signed"]),
+        "CMD": _area([abs(1 - x) for x in f["magnitude"]]),
+        "acc-AUC": _area(accuracy["signed"], logs) / (logs[-1] - logs[0]),
+        "largest_faithfulness": max(f["signed"]),
         "edges": float(exists().sum()),
         "clean": clean,
-        "corrupted": corrupted,
-        "circuit": chosen,
+        "empty": empty,
+        "circuit": float(chosen.mean()),
         "faithfulness": faithfulness(chosen),
     }
     return {
-        NAME: [{"kept": n, "value": x} for n, x in zip(kept, f, strict=True)],
+        NAME: curve,
         f"{NAME}_scores": [{"name": name, "value": value} for name, value in numbers.items()],
         f"{NAME}_edges": edges(),
     }
