@@ -160,8 +160,6 @@ class Tracer(PackWorker[TracePlan]):
         return runs
 
 
-
-
 def wanted_prompts(plan: TracePlan, journal: Journal) -> list[int]:
     """Prompts that are traced, of those whose baseline is known."""
     known = {p: journal[key] for p, key in plan.baselines.items() if key in journal}
