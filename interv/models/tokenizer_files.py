@@ -129,7 +129,7 @@ def _settings(folder: Path, *, generic: bool) -> _Settings:
     config, whole = _json(folder / "config.json"), folder / "tokenizer.json"
     byte_level = whole.is_file() and '"ByteLevel"' in whole.read_text("utf-8")
     kind = None if generic else class_of(config, options, byte_level=byte_level)
-    if not generic and not config:
+    if not generic and not config and not whole.is_file():
         # Nobody says whose files these are.
         kind = kind or ("BertTokenizer" if _has(folder, "vocab.txt") else "GPT2Tokenizer")
     added = {int(i): _token(t) for i, t in options.get("added_tokens_decoder", {}).items()}

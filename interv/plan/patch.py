@@ -32,7 +32,7 @@ from interv.spec import LoadedSpec, PatchSpec
 from interv.spec.metrics import MetricName, parse_metric
 from interv.task.pairs import LeftOut, Pair, read_pairs
 
-_VERSION = 2  # of what a cell's id means; a change makes earlier results strangers
+_VERSION = 3  # of what a cell's id means; a change makes earlier results strangers
 
 
 @dataclass(frozen=True, slots=True)

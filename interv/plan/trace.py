@@ -30,7 +30,7 @@ from interv.spec import LoadedSpec, axes
 from interv.spec.schema import ROLES, NoiseCorruption, TraceGrid, TraceSpec
 from interv.task import Prompt, read_prompts
 
-_VERSION = 2  # of what a cell's id means; a change makes earlier results strangers
+_VERSION = 3  # of what a cell's id means; a change makes earlier results strangers
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,7 @@ from interv.task.causal_values import CausalError
 from interv.task.causal_vectors import input_width
 from interv.task.exchanges import Exchange, Reader
 
-_VERSION = 2  # of what a fit's id means
+_VERSION = 3  # of what a fit's id means
 
 
 def make_train_plan(loaded: LoadedSpec[TrainSpec], *, only_check: bool = False) -> TrainPlan:
