@@ -774,8 +774,11 @@ def test_a_tail_is_patched_as_the_prompt_is(
         gpt2_folder,
         data={"pairs": SEVERAL[:1]},
         paths={
-            "senders": {"component": HEAD, "layers": [0, 1], "positions": "whole"},
-            "receivers": ["logits", {"component": "mlp_input", "layers": 2}],
+            "senders": {"component": HEAD, "layers": [0, 1], "positions": "prompt"},
+            "receivers": [
+                "logits",
+                {"component": "mlp_input", "layers": 2, "positions": "prompt"},
+            ],
         },
         metric="log_probability",
         run={"executor": executor},
