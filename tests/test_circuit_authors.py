@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from interv.report.patch import PatchReport
-from interv.spec.patch import FRACTIONS
+from interv.spec.patch_parts import FRACTIONS
 from tests import eap_ig
 from tests.test_patch import report_of
 

@@ -5,7 +5,7 @@ import pytest
 
 from interv.errors import IntervError
 from interv.report.circuits import areas, faithfulness, incompleteness, log_weighted, minimality
-from interv.spec.patch import FRACTIONS
+from interv.spec.patch_parts import FRACTIONS
 
 
 def test_faithfulness_by_hand() -> None:

@@ -106,9 +106,10 @@ def test_das() -> None:
 def test_circuit() -> None:
     same("ioi_circuit_edges", ioi_circuit.edges()[:10], 1e-3)
     n = ioi_circuit.size_of(0.01)
-    value = ioi_circuit.faithfulness(ioi_circuit.circuit(ioi_circuit.top(n)))
+    kept = ioi_circuit.connected(ioi_circuit.top(n, "signed"))
+    value = ioi_circuit.faithfulness(ioi_circuit.circuit(kept))
     # At the edge of the size two scores that are nearly equal may change places.
-    same("ioi_circuit", [{"kept": n, "value": value}], 5e-3)
+    same("ioi_circuit", [{"ranking": "signed", "units": n, "value": value}], 5e-3)
 
 
 @torch.no_grad()
@@ -121,5 +122,17 @@ def test_the_forward_by_hand_is_the_model() -> None:
 def test_all_edges_and_none() -> None:
     clean, corrupted = ioi_circuit.ends()
     everything = ioi_circuit.exists()
-    assert ioi_circuit.circuit(everything) == pytest.approx(clean, abs=1e-4)
-    assert ioi_circuit.circuit(~everything) == pytest.approx(corrupted, abs=1e-4)
+    assert float(ioi_circuit.circuit(everything).mean()) == pytest.approx(clean, abs=1e-4)
+    assert float(ioi_circuit.circuit(~everything).mean()) == pytest.approx(corrupted, abs=1e-4)
+
+
+def test_what_is_not_on_a_way_is_not_connected() -> None:
+    senders, receivers = ioi_circuit.SENDERS.index, ioi_circuit.RECEIVERS.index
+    on_a_way = [("input", "a3.h1.v"), ("a3.h1", "m4"), ("m4", "logits"), ("input", "logits")]
+    loose = [("input", "a5.h0.q"), ("a2.h0", "m7"), ("m7", "a8.h8.k"), ("a9.h0", "logits")]
+    kept = torch.zeros_like(ioi_circuit.exists())
+    for sender, receiver in (*on_a_way, *loose):
+        kept[senders(sender), receivers(receiver)] = True
+    found = ioi_circuit.connected(kept).nonzero().tolist()
+    expected = [[senders(sender), receivers(receiver)] for sender, receiver in on_a_way]
+    assert sorted(found) == sorted(expected)
