@@ -157,10 +157,10 @@ def parts_of(made: Plan) -> list[str]:
         parts.append(f"direct logit attribution and logit lens: {n:,} forwards")
     if spec.circuit:
         steps = 1 if spec.circuit.method == "eap" else spec.circuit.steps
-        curve = len(spec.circuit.fractions) + 1
+        sizes = len(spec.circuit.fractions)
         parts.append(
-            f"edge attribution: {n * steps:,} forwards with gradients; circuits of {curve} sizes, "
-            f"{spec.circuit.knockouts:,} knock-outs"
+            f"edge attribution: {n * steps:,} forwards with gradients; circuits of {sizes} sizes by "
+            f"two rankings, {spec.circuit.knockouts:,} sets of nodes knocked out"
         )
     return parts
 
