@@ -10,7 +10,7 @@ import itertools
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -19,6 +19,7 @@ import torch
 from interv.engine import Executor, LoadedModel, ReferenceExecutor, Run, SuffixExecutor
 from interv.engine.hooks import foreign_hooks
 from interv.engine.load import load_model
+from interv.engine.memory import halving
 from interv.errors import EngineError, ResumeError
 from interv.plan import Cell, ExecutorName, Pack, Plan, make_packs, max_tokens
 from interv.runner import journal as journals
@@ -142,7 +143,11 @@ class PackWorker(Worker[P]):
         if self._prepared is not together:
             self.prepare(together)
             self._prepared = together
-        return self.values(pack)
+        # The states are kept; what is read of them needs memory too.
+        records = halving(
+            pack.cells, lambda cells: self.values(replace(pack, cells=tuple(cells))).items()
+        )
+        return dict(records)
 
     def do(self, step: Step) -> dict[str, Record]:
         if step.kind != "pack":
