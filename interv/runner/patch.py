@@ -22,6 +22,7 @@ from interv.engine.metrics import differentiable, read_everything
 from interv.plan import Cell, Pack, PatchPlan
 from interv.plan.grid import Spot
 from interv.plan.patch import Patch
+from interv.runner.certify import Sample, some_of
 from interv.runner.circuit_runs import CircuitRuns
 from interv.runner.journal import Record
 from interv.runner.patch_runs import Ids, PatchRuns, answers_of, held_by, read_at
@@ -46,23 +47,24 @@ class Patcher(PackWorker[PatchPlan]):
     def circuits(self) -> CircuitRuns:
         return CircuitRuns(self.plan, self.model, self.reference, self.runs)
 
-    def samples(self) -> tuple[Mapping[str, Sequence[Run]], Sequence[int]]:
+    def samples(self) -> list[Sample]:
         kinds: dict[str, list[Patch]] = defaultdict(list)
-        index = next(iter(self.plan.pairs))
-        pair = self.plan.pairs[index]
+        indices = some_of(list(self.plan.pairs), 2)
         for cell in self.plan.cells:
-            if isinstance(cell, Patch) and cell.prompt == index and self.plan.width(cell):
+            if isinstance(cell, Patch) and cell.prompt in indices and self.plan.width(cell):
                 # Several components changed at once are one kind; what stands for them is long.
                 names = sorted({spot.component for spot in cell.spots})
                 ends = sorted({spot.component for spot in cell.receivers})
                 path = f" to {' and '.join(ends) or 'the logits'}" if cell.freeze else ""
                 kinds[f"{' and '.join(names[:3])}{path}"].append(cell)
-        tail = pair.tails[0]
-        runs = {
-            kind: [self.runs.patched(cells[i], tail)[0] for i in sorted({0, len(cells) // 2})]
-            for kind, cells in kinds.items()
-        }
-        return runs, read_at(pair, tail)
+        found = []
+        for kind, cells in kinds.items():
+            for cell in some_of(cells):
+                pair = self.plan.pairs[cell.prompt]
+                tail = pair.tails[0]
+                run = self.runs.patched(cell, tail)[0]
+                found.append(Sample(kind, run, tuple(read_at(pair, tail))))
+        return found
 
     def baseline(self, step: Step) -> dict[str, Record]:
         """Values of some clean and corrupted prompts, and whether the model is right."""
