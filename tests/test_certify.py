@@ -178,7 +178,7 @@ assert isinstance(interv.executor(model.module), SuffixExecutor)
 base, source = tuple(range(3, 9)), Run((3, 4, 9, 6, 7, 8))
 samples = [
     C.Sample(name, Run(base, (Edit(Site(name, layer, (2, 4)), Vanilla(), source),)), (-1,))
-    for name in ("block_input", "mlp_output") for layer in (0, 15, 29)
+    for name in ("block_input",) for layer in (0, 29)
 ]
 both = SuffixExecutor(model.module, model.anatomy), ReferenceExecutor(model.module, model.anatomy)
 wide = C.wide_executors(model.module, model.anatomy)()
