@@ -576,13 +576,13 @@ def test_many_small_walks_are_one_large_one(name: str, monkeypatch: pytest.Monke
     ]
     large = suffix(name).logits(runs, (-2, -1))
     counted: list[int] = []
-    whole = SuffixExecutor._halving
+    whole = SuffixExecutor._walk
 
-    def halving(self: SuffixExecutor, rows: Any, *more: Any) -> Any:
+    def walk(self: SuffixExecutor, rows: Any, *more: Any, **named: Any) -> Any:
         counted.append(len(rows))
-        return whole(self, rows, *more)
+        return whole(self, rows, *more, **named)
 
-    monkeypatch.setattr(SuffixExecutor, "_halving", halving)
+    monkeypatch.setattr(SuffixExecutor, "_walk", walk)
     for most in (1, 7, 20):
         counted.clear()
         close(suffix(name, most).logits(runs, (-2, -1)), large, LOOSE.get(name, EXACT))
@@ -612,59 +612,6 @@ def test_attention_in_small_parts(name: str, monkeypatch: pytest.MonkeyPatch) ->
         for a, b in zip(one, two, strict=True):
             close(b, a)
     agree(name, runs)
-
-
-# Out of memory.
-
-
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])
-def test_out_of_memory_is_done_in_halves(
-    error: type[RuntimeError], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, owner, method in (
-        ("gpt2", interv.engine.walk.Walk, "run"),
-        ("bert", SuffixExecutor, "_restart"),
-    ):
-        runs = [Run(IDS, (swap(Site("block_output", i, (p,))),)) for i in (0, 1) for p in (2, 3, 5)]
-        runs += [Run(IDS[:4], (Edit(Site("mlp_output", 1, (p,)), Zero()),)) for p in range(4)]
-        right = suffix(name).logits(runs)
-        sizes: list[int] = []
-        plain = getattr(owner, method)
-
-        def limited(self: Any, *args: Any, plain: Any = plain, sizes: list[int] = sizes) -> object:
-            n_rows = len(args[0] if isinstance(self, SuffixExecutor) else self._rows)
-            if n_rows > 2:
-                raise error("not enough memory: you tried to allocate 1 byte")
-            sizes.append(n_rows)
-            return plain(self, *args)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(owner, method, limited)
-            close(suffix(name).logits(runs), right)
-        assert max(sizes) <= 2
-        assert sum(sizes) == len(runs)
-
-
-def test_what_does_not_fit_alone_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise torch.OutOfMemoryError("full")
-
-    monkeypatch.setattr(interv.engine.suffix.Walk, "run", full)
-    with pytest.raises(torch.OutOfMemoryError):
-        suffix("gpt2").logits([Run(IDS), Run(OTHER)])
-
-
-def test_other_errors_are_not_taken_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[int] = []
-
-    def broken(*_: object) -> None:
-        calls.append(1)
-        raise RuntimeError("something else")
-
-    monkeypatch.setattr(interv.engine.suffix.Walk, "run", broken)
-    with pytest.raises(RuntimeError, match="something else"):
-        suffix("gpt2").logits([Run(IDS), Run(OTHER), Run(IDS[:3])])
-    assert len(calls) == 1
 
 
 # What configurations change.

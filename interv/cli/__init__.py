@@ -102,10 +102,22 @@ def main() -> NoReturn:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # click's usage errors
             error.show()
             sys.exit(error.exit_code)
-        raise
+        if (told := _out_of_memory(error)) is None:
+            raise
+        typer.echo(f"interv: {told}", err=True)
+        sys.exit(told.exit_code)
     if code == _INTERRUPTED:  # so typer too says it, in place of an error
         err("interv: interrupted")
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _out_of_memory(error: Exception) -> IntervError | None:
+    """What to say where an allocation failed outside of the work that halves itself."""
+    if "torch" not in sys.modules and not isinstance(error, MemoryError):
+        return None
+    from interv.engine.memory import is_out_of_memory, out_of_memory
+
+    return out_of_memory(error) if is_out_of_memory(error) else None
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:

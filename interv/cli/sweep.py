@@ -59,6 +59,11 @@ def _describe(console: Console, done: Done, tell: Tell) -> None:
     if done.journal.adopted:
         console.say(f"{len(done.journal.adopted):,} values were taken over from earlier runs")
     tell(console, done)
+    if done.report.certificate:
+        from interv.report.certificate import TOLD, shares
+
+        for told in shares(done.report.certificate, TOLD):
+            console.say(f"{told}: by so much may the two executors differ in rounding")
     console.verdicts(done.report.verdicts)
     console.say(f"{len(done.report.figures)} figure files in {done.folder / 'figures'}")
 
@@ -81,6 +86,7 @@ def _summary(done: Done) -> dict[str, Any]:
         "prompts": len(report.prompts),
         report.used: int(report.prompts[report.used].sum()),
         "figures": [str(done.folder / "figures" / name) for name in report.figures],
+        "certificate": report.certificate,
         "reference": [verdict.as_dict() for verdict in report.verdicts],
         **report.findings,
         "summary": json.loads(report.summary.to_json(orient="records", double_precision=15)),

@@ -15,7 +15,7 @@ import functools
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +24,15 @@ from torch.utils.checkpoint import checkpoint
 from interv.engine.attention import Call, routing
 from interv.engine.hooks import Visit, find_module, running, skipping, visiting
 from interv.engine.interventions import Intervention
+from interv.engine.memory import halving
 from interv.engine.reference import check_finite, output_of
 from interv.engine.rows import BY_POSITION, recording
 from interv.engine.runs import Site
 from interv.engine.sites import Sites, unfold
 from interv.errors import EngineError
 from interv.models.anatomy import Anatomy, Place
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,15 @@ class BatchEdit:
     intervention: Intervention
     source: Tensor | None = None
     rows: Tensor | None = None
+
+    def __getitem__(self, rows: Tensor) -> BatchEdit:
+        """That of some rows."""
+        return replace(
+            self,
+            spot=self.spot[rows],
+            source=None if self.source is None else self.source[rows],
+            rows=None if self.rows is None else self.rows[rows],
+        )
 
 
 @dataclass(frozen=True)
@@ -172,7 +184,7 @@ class BatchRunner:
         *,
         finite: bool = True,
     ) -> Tensor:
-        """Logits `[row, vocab]` after edits.
+        """Logits `[row, vocab]` after edits; without gradients, in halves where memory is short.
 
         Args:
             inputs: token ids `[row, pos]`, or what else the model takes, rows first.
@@ -185,6 +197,28 @@ class BatchRunner:
         Raises:
             EngineError: an edit that did not happen once, or logits that are not finite.
         """
+        if torch.is_grad_enabled():
+            return self._logits(inputs, edits, read, kept, finite=finite)
+
+        def of(rows: Tensor) -> Tensor:
+            if len(rows) == len(inputs):
+                return self._logits(inputs, edits, read, kept, finite=finite)
+            some = None if kept is None else kept[rows]
+            at = None if read is None else read[rows]
+            few = [edit[rows] for edit in edits]
+            return self._logits(inputs[rows], few, at, some, finite=finite)
+
+        return torch.cat(_by_halves(len(inputs), of))
+
+    def _logits(
+        self,
+        inputs: Tensor,
+        edits: Sequence[BatchEdit],
+        read: Tensor | None,
+        kept: Kept | None,
+        *,
+        finite: bool,
+    ) -> Tensor:
         by_place: dict[Place, list[BatchEdit]] = defaultdict(list)
         for edit in edits:
             by_place[self.sites.place(edit.spot.site)].append(edit)
@@ -223,7 +257,19 @@ class BatchRunner:
         return logits
 
     def states(self, inputs: Tensor, spots: Sequence[Spot]) -> list[Tensor]:
-        """Activations `[row, n, width]` at each spot of a plain forward."""
+        """Activations `[row, n, width]` at each spot of a plain forward; halved as `logits`."""
+        if torch.is_grad_enabled():
+            return self._states(inputs, spots)
+
+        def of(rows: Tensor) -> list[Tensor]:
+            if len(rows) == len(inputs):
+                return self._states(inputs, spots)
+            return self._states(inputs[rows], [spot[rows] for spot in spots])
+
+        parts = _by_halves(len(inputs), of)
+        return [torch.cat(each) for each in zip(*parts, strict=True)]
+
+    def _states(self, inputs: Tensor, spots: Sequence[Spot]) -> list[Tensor]:
         found: dict[Place, Tensor] = {}
 
         def visit_at(place: Place) -> Visit:
@@ -251,6 +297,10 @@ class BatchRunner:
         """
         for spot in spots:
             self.sites.place(spot.site)
+        parts = _by_halves(len(inputs), lambda rows: self._keep(inputs[rows], layer, first))
+        return parts[0] if len(parts) == 1 else Kept.joined(parts)
+
+    def _keep(self, inputs: Tensor, layer: int, first: int) -> Kept:
         whole = self.anatomy.reach == "positions"
         first = first if whole else 0
         n_layers = self.anatomy.n_layers
@@ -429,6 +479,12 @@ class BatchRunner:
                 where = which[:, :, None], at[:, :, None], columns.to(device)[None, None]
             rows = rows.index_put(where, new)
         return back(rows)
+
+
+def _by_halves(n_rows: int, do: Callable[[Tensor], T]) -> list[T]:
+    """Results of all rows, or of halves of them where memory is short."""
+    rows = list(range(n_rows))
+    return halving(rows, lambda some: [do(torch.tensor(some))])
 
 
 def _looking_back(kept: Kept) -> Callable[[Call], Tensor]:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from interv.engine.hooks import Visit, visiting
+from interv.engine.memory import halving
 from interv.engine.reference import ReferenceExecutor, check_finite
 from interv.engine.runs import Edit, Inputs, Run, Site
 from interv.engine.sites import Todo, make_edits, unfold
@@ -251,8 +252,11 @@ class _Work:
         shares = [(k + 0.5) / steps for k in range(steps)]
         total: dict[Place, Tensor] = {}
         for begin in range(0, steps, size):
-            some = self.gradients(places, way, shares[begin : begin + size])
-            for place, gradient in some.items():
+            parts = halving(
+                shares[begin : begin + size], lambda some: [self.gradients(places, way, some)]
+            )
+            for place in parts[0]:
+                gradient = torch.stack([part[place] for part in parts]).sum(0)
                 total[place] = total[place] + gradient if place in total else gradient
         return {place: gradient / steps for place, gradient in total.items()}
 

@@ -11,6 +11,7 @@ import inspect
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from interv.engine.attention import Call, fit_keys, routing
 from interv.engine.hooks import Visit, find_module, skipping, visiting
+from interv.engine.memory import halving
 from interv.engine.runs import Edit, Inputs, Run, Site, read_positions
 from interv.engine.sites import Sites, Todo, applied, make_edits, unfold
 from interv.errors import EngineError
@@ -70,12 +72,15 @@ class ReferenceExecutor:
     ) -> Tensor:
         self.need(self.sites.wanted_by(runs))
         check_lengths(runs, at)
+
+        def of(some: Sequence[Run]) -> Tensor:
+            logits, _ = self.forward(some, at)
+            return logits if tokens is None else logits[..., list(tokens)]
+
         found: dict[int, Tensor] = {}
         for together in by_shape(runs):
-            logits, _ = self.forward([runs[i] for i in together], at)
-            found |= zip(together, logits, strict=True)
-        logits = torch.stack([found[i] for i in range(len(runs))])
-        return logits if tokens is None else logits[..., list(tokens)]
+            found |= zip(together, halving([runs[i] for i in together], of), strict=True)
+        return torch.stack([found[i] for i in range(len(runs))])
 
     def states(self, runs: Sequence[Run], sites: Sequence[Site]) -> list[list[Tensor]]:
         self.sites.check_all(runs, sites)
@@ -105,10 +110,14 @@ class ReferenceExecutor:
             some = [runs[i] for i in together]
             self.need(self.sites.wanted_by(some))
             places = set().union(*(missing[run] for run in some))
-            _, states = self.forward(some, (-1,), places)
-            for place, state in states.items():
-                for row, run in enumerate(some):
-                    self.kept[run, place] = state[row]
+            halving(some, partial(self._keep, places=places))
+
+    def _keep(self, runs: Sequence[Run], places: Collection[Place]) -> Sequence[Run]:
+        """Keep the states of runs of one shape, whose sources' are kept already."""
+        _, states = self.forward(runs, (-1,), places)
+        for place, state in states.items():
+            self.kept.update({(run, place): one for run, one in zip(runs, state, strict=True)})
+        return runs
 
     def forward(
         self,

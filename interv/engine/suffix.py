@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from interv.engine.attention import Call
 from interv.engine.hooks import find_module, foreign_hooks
+from interv.engine.memory import halving
 from interv.engine.reference import ReferenceExecutor, Start, by_shape, check_lengths
 from interv.engine.rows import Base, Length, Row, Rows, recording
 from interv.engine.runs import Inputs, Run, Site, read_positions
@@ -149,8 +151,8 @@ class SuffixExecutor:
         todo = list(plain)
         self._reference.need(self._sites.wanted_by(todo))
         for together in by_shape(todo):
-            some = [todo[i] for i in together]
-            self._record(some, set().union(*(plain[run] for run in some)))
+            places = set().union(*(plain[todo[i]] for i in together))
+            halving([todo[i] for i in together], partial(self._record, places=places))
         # Edited sources are rows too; what they share with their base is read from the base.
         edited = {
             run: places
@@ -190,7 +192,7 @@ class SuffixExecutor:
     def _layer(self, place: Place) -> int | None:
         return self._sites.layer(place)
 
-    def _record(self, bases: list[Run], places: Collection[Place]) -> None:
+    def _record(self, bases: Sequence[Run], places: Collection[Place]) -> list[Run]:
         """Run bases of one length in full; keep what their rows will start from, and states."""
         layers = range(self._anatomy.n_layers)
         calls: dict[int, Call] = {}
@@ -236,6 +238,7 @@ class SuffixExecutor:
             self._lengths[len(bases[0])] = Length(
                 [None if m is None else alike[id(m)] for m in masks], given
             )
+        return list(bases)
 
     def _walked(
         self,
@@ -245,37 +248,27 @@ class SuffixExecutor:
     ) -> Iterator[tuple[Row, Tensor, dict[Place, Tensor]]]:
         """Each row with its logits and the states at the places that it passed."""
         for some in self._cut(rows, tokens):
-            yield from zip(some, *self._halving(some, tokens, capture), strict=True)
+            done = halving(some, partial(self._walk, tokens=tokens, capture=capture))
+            yield from ((row, *found) for row, found in zip(some, done, strict=True))
 
-    def _halving(
-        self, rows: list[Row], tokens: Sequence[int] | None, capture: Collection[Place]
-    ) -> tuple[list[Tensor], list[dict[Place, Tensor]]]:
-        """One walk, or two of half as many rows where memory does not suffice."""
-        try:
-            if self._anatomy.reach == "positions":
-                walk = Walk(
-                    self._model,
-                    self._sites,
-                    rows,
-                    self._bases,
-                    self._lengths,
-                    self._reference.source,
-                    in_tuple=self._in_tuple,
-                )
-                return walk.run(tokens, capture)
-            return self._restart(rows, tokens, capture)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if len(rows) == 1 or not is_out_of_memory(error):
-                raise
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        middle = len(rows) // 2
-        first = self._halving(rows[:middle], tokens, capture)
-        second = self._halving(rows[middle:], tokens, capture)
-        return first[0] + second[0], first[1] + second[1]
+    def _walk(
+        self, rows: Sequence[Row], tokens: Sequence[int] | None, capture: Collection[Place]
+    ) -> Iterator[tuple[Tensor, dict[Place, Tensor]]]:
+        if self._anatomy.reach != "positions":
+            return zip(*self._restart(rows, tokens, capture), strict=True)
+        walk = Walk(
+            self._model,
+            self._sites,
+            rows,
+            self._bases,
+            self._lengths,
+            self._reference.source,
+            in_tuple=self._in_tuple,
+        )
+        return zip(*walk.run(tokens, capture), strict=True)
 
     def _restart(
-        self, rows: list[Row], tokens: Sequence[int] | None, capture: Collection[Place]
+        self, rows: Sequence[Row], tokens: Sequence[int] | None, capture: Collection[Place]
     ) -> tuple[list[Tensor], list[dict[Place, Tensor]]]:
         """Whole rows of one length, from the first layer at which one of them differs."""
         layer = rows[0].layer
@@ -339,8 +332,3 @@ def _stacked(parts: list[Tensor]) -> Tensor:
     if not in_a_row:
         return torch.stack(parts)
     return first.as_strided((len(parts), *first.shape), (step, *first.stride()), start)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on a GPU or on the CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)

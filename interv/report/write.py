@@ -12,6 +12,7 @@ import pandas as pd
 from interv.plan import PatchPlan, Plan, TracePlan, TrainPlan
 from interv.plan.claims import grid_replaced
 from interv.plan.collect import CollectPlan
+from interv.report.certificate import below
 from interv.report.claims import Verdict, cells_table, check_claims, verdicts_table
 from interv.report.corruption import corruption
 from interv.report.das import draw_train, train_report
@@ -37,6 +38,8 @@ class Report:
     Attributes:
         used: the column of `prompts` that says which were run.
         findings: numbers that are no table, for people and for the record.
+        certificate: of this session, with the share of effects that are below what it allows;
+            None where nothing was certified.
     """
 
     results: pd.DataFrame
@@ -46,6 +49,7 @@ class Report:
     figures: list[str]
     verdicts: list[Verdict]
     findings: dict[str, Any] = field(default_factory=dict)
+    certificate: dict[str, Any] | None = None
 
 
 def write_start(loaded: LoadedSpec[Spec], folder: Path) -> None:
@@ -104,6 +108,10 @@ def write_report(plan: Plan, journal: Journal, folder: Path, record: dict[str, A
         for name, content in draw_reference(plan.spec.figures, verdicts):
             write_atomically(folder / "figures" / name, content)
             figures.append(name)
+    certificate = record.get("certificate")
+    if certificate and not isinstance(plan, TrainPlan):
+        certificate = {**certificate, "effects_below": below(certificate, tables["results"])}
+        record = {**record, "certificate": certificate}
     if record or not (folder / RECORD).is_file():
         document = {
             **_asked(plan),
@@ -119,7 +127,7 @@ def write_report(plan: Plan, journal: Journal, folder: Path, record: dict[str, A
         }
         write_atomically(folder / RECORD, json.dumps(document, indent=1) + "\n")
     results, summary, prompts = (tables[name] for name in ("results", "summary", "prompts"))
-    return Report(results, summary, prompts, used, figures, verdicts, findings)
+    return Report(results, summary, prompts, used, figures, verdicts, findings, certificate)
 
 
 def write_collect_record(plan: CollectPlan, folder: Path, record: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from interv.engine import EdgeGraph, LoadedModel, Parts, ReferenceExecutor, Run
 from interv.engine.edges import circuit_logits, edge_scores
+from interv.engine.memory import halving
 from interv.engine.metrics import differentiable
 from interv.plan import PatchPlan
 from interv.runner.journal import Record
@@ -36,27 +37,32 @@ class CircuitRuns:
 
     def edges(self, step: Step) -> dict[str, Record]:
         """Scores of every edge, the mean over some pairs and over what each of them draws."""
-        spec = self._plan.spec.circuit
-        found = []
-        for pairs, bases in self._together(step.payload):
-            score = differentiable(self._plan.metrics[0].of, [answers_of(pair) for pair in pairs])
-            at = read_at(pairs[0], ())
-            found += [
-                edge_scores(
-                    self._parts,
-                    bases,
-                    carried,
-                    at,
-                    score,
-                    method=spec.method,
-                    steps=spec.steps,
-                    quadrature=spec.quadrature,
-                )
-                for carried in self._carried(pairs, bases)
-            ]
+        found: list[Tensor] = []
+        for pairs in self._together(step.payload):
+            found += halving(pairs, self._scores)
         self._reference.forget()
-        mean = torch.cat(found).mean(0)[self._parts.graph.exists]
+        mean = torch.stack(found).mean(0)[self._parts.graph.exists]
         return {step.ids[0]: {"scores": mean.tolist(), "n": len(step.payload)}}
+
+    def _scores(self, pairs: Sequence[Pair]) -> Tensor:
+        """Of pairs in one forward, for each draw, `[draw · pair, sender, receiver]`."""
+        spec = self._plan.spec.circuit
+        bases = [Run(pair.ids) for pair in pairs]
+        score = differentiable(self._plan.metrics[0].of, [answers_of(pair) for pair in pairs])
+        found = [
+            edge_scores(
+                self._parts,
+                bases,
+                carried,
+                read_at(pairs[0], ()),
+                score,
+                method=spec.method,
+                steps=spec.steps,
+                quadrature=spec.quadrature,
+            )
+            for carried in self._carried(pairs, bases)
+        ]
+        return torch.cat(found)
 
     def circuit(self, step: Step) -> dict[str, Record]:
         """Some pairs' values where only some edges are kept, `[pair][draw]`."""
@@ -64,23 +70,26 @@ class CircuitRuns:
         exists = self._parts.graph.exists
         keep = torch.zeros_like(exists)
         keep[exists] = torch.tensor(kept(), dtype=torch.bool)
-        values: list[list[float]] = []
-        for pairs, bases in self._together(indices):
+
+        def drawn(pairs: Sequence[Pair]) -> list[list[float]]:
+            bases, at = [Run(pair.ids) for pair in pairs], read_at(pairs[0], ())
             score = differentiable(self._plan.metrics[0].of, [answers_of(pair) for pair in pairs])
-            at = read_at(pairs[0], ())
-            drawn = [
+            found = [
                 score(circuit_logits(self._parts, bases, carried, keep, at)).double()
                 for carried in self._carried(pairs, bases)
             ]
-            values += torch.stack(drawn, 1).tolist()
+            values: list[list[float]] = torch.stack(found, 1).tolist()
+            return values
+
+        values = [row for pairs in self._together(indices) for row in halving(pairs, drawn)]
         self._reference.forget()
         return {step.ids[0]: {"values": values}}
 
-    def _together(self, indices: Sequence[int]) -> Iterator[tuple[list[Pair], list[Run]]]:
-        """Pairs, and their clean runs, as many as go through the model at once."""
+    def _together(self, indices: Sequence[int]) -> Iterator[list[Pair]]:
+        """Pairs, as many as go through the model at once."""
         pairs = [self._plan.pairs[i] for i in indices]
         for some in self._parts.batches(len(pairs), len(pairs[0].ids)):
-            yield pairs[some], [Run(pair.ids) for pair in pairs[some]]
+            yield pairs[some]
 
     def _carried(self, pairs: Sequence[Pair], bases: Sequence[Run]) -> Iterator[Tensor]:
         """What dropped edges carry, `[sender, pair, pos, d_model]`, for each draw."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from interv.engine import Mean, ReferenceExecutor, Run, Site, load_model
+from interv.engine.memory import halving
 from interv.errors import ResumeError, UsageError
 from interv.models.anatomy import is_by_head
 from interv.plan.collect import CollectPlan
@@ -69,7 +70,7 @@ def run_collect(
         executor = ReferenceExecutor(model.module, model.anatomy)
         for i in todo:
             name, shard = shard_name(i), plan.shards[i]
-            write_atomically(folder / name, save(_tensors(plan, executor, shard)))
+            write_atomically(folder / name, save(_shard(plan, executor, shard)))
             journal.append({name: {"rows": [_rows(plan, shard)]}})
             progress(name, i + 1, len(plan.shards))
         return {
@@ -102,8 +103,26 @@ def _rows(plan: CollectPlan, shard: tuple[int, ...]) -> int:
     return sum(len(plan.positions[index]) for index in shard)
 
 
+def _shard(
+    plan: CollectPlan, executor: ReferenceExecutor, shard: Sequence[int]
+) -> dict[str, Tensor]:
+    """The tensors of a file, in halves where memory is short."""
+
+    def some(prompts: Sequence[int]) -> list[dict[str, Tensor]]:
+        try:
+            return [_tensors(plan, executor, prompts)]
+        finally:
+            executor.forget()
+
+    parts = halving(shard, some)
+    if len(parts) == 1:
+        return parts[0]
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: torch.cat([part[name] for part in parts if name in part]) for name in names}
+
+
 def _tensors(
-    plan: CollectPlan, executor: ReferenceExecutor, shard: tuple[int, ...]
+    plan: CollectPlan, executor: ReferenceExecutor, shard: Sequence[int]
 ) -> dict[str, Tensor]:
     """`[row, width]`, of head components `[row, head, head_width]`; a pattern for each prompt."""
     texts = {text.index: text for text in plan.texts}
@@ -126,7 +145,6 @@ def _tensors(
                 found[f"{wanted.name}.prompt{index}"] = row.cpu().contiguous()
         else:
             found[wanted.name] = torch.cat(rows).cpu().contiguous()
-    executor.forget()
     return found
 
 

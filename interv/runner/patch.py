@@ -17,10 +17,12 @@ from interv.engine import (
     logit_attributions,
     logit_lens,
 )
+from interv.engine.memory import halving
 from interv.engine.metrics import differentiable, read_everything
 from interv.plan import Cell, Pack, PatchPlan
 from interv.plan.grid import Spot
 from interv.plan.patch import Patch
+from interv.runner.certify import Sample, some_of
 from interv.runner.circuit_runs import CircuitRuns
 from interv.runner.journal import Record
 from interv.runner.patch_runs import Ids, PatchRuns, answers_of, held_by, read_at
@@ -45,28 +47,32 @@ class Patcher(PackWorker[PatchPlan]):
     def circuits(self) -> CircuitRuns:
         return CircuitRuns(self.plan, self.model, self.reference, self.runs)
 
-    def samples(self) -> tuple[Mapping[str, Sequence[Run]], Sequence[int]]:
+    def samples(self) -> list[Sample]:
         kinds: dict[str, list[Patch]] = defaultdict(list)
-        index = next(iter(self.plan.pairs))
-        pair = self.plan.pairs[index]
+        indices = some_of(list(self.plan.pairs), 2)
         for cell in self.plan.cells:
-            if isinstance(cell, Patch) and cell.prompt == index and self.plan.width(cell):
+            if isinstance(cell, Patch) and cell.prompt in indices and self.plan.width(cell):
                 # Several components changed at once are one kind; what stands for them is long.
                 names = sorted({spot.component for spot in cell.spots})
                 ends = sorted({spot.component for spot in cell.receivers})
                 path = f" to {' and '.join(ends) or 'the logits'}" if cell.freeze else ""
                 kinds[f"{' and '.join(names[:3])}{path}"].append(cell)
-        tail = pair.tails[0]
-        runs = {
-            kind: [self.runs.patched(cells[i], tail)[0] for i in sorted({0, len(cells) // 2})]
-            for kind, cells in kinds.items()
-        }
-        return runs, read_at(pair, tail)
+        found = []
+        for kind, cells in kinds.items():
+            for cell in some_of(cells):
+                pair = self.plan.pairs[cell.prompt]
+                tail = pair.tails[0]
+                run = self.runs.patched(cell, tail)[0]
+                found.append(Sample(kind, run, tuple(read_at(pair, tail))))
+        return found
 
     def baseline(self, step: Step) -> dict[str, Record]:
         """Values of some clean and corrupted prompts, and whether the model is right."""
         self.executor.forget()
-        pairs = [self.plan.pairs[i] for i in step.payload]
+        records = halving([self.plan.pairs[i] for i in step.payload], self._baselines)
+        return dict(zip(step.ids, records, strict=True))
+
+    def _baselines(self, pairs: Sequence[Pair]) -> list[Record]:
         clean = self._values(pairs, [pair.ids for pair in pairs])
         both = [pair for pair in pairs if pair.corrupted_ids is not None]
         corrupted = dict(
@@ -76,8 +82,8 @@ class Patcher(PackWorker[PatchPlan]):
                 strict=True,
             )
         )
-        records: dict[str, Record] = {}
-        for key, pair, values in zip(step.ids, pairs, clean, strict=True):
+        records: list[Record] = []
+        for pair, values in zip(pairs, clean, strict=True):
             tops = {}
             for tail in dict.fromkeys(ids[:-1] for ids in pair.answer_ids):
                 [logits] = self.executor.logits([Run(pair.run_ids(tail))], read_at(pair, tail))
@@ -86,14 +92,15 @@ class Patcher(PackWorker[PatchPlan]):
             [each] = values["logits" if self.plan.few else "log_probabilities"]
             n = len(pair.answer_ids)
             best, wrong = max(each[:n]), max(each[n:], default=-float("inf"))
-            records[key] = {
+            record: Record = {
                 "clean": values,
                 "correct": any(tops[ids[:-1]] == ids for ids in pair.answer_ids),
                 "preferred": best > wrong,
                 "top": next(iter(tops.values()))[0],
             }
             if pair.index in corrupted:
-                records[key]["corrupted"] = corrupted[pair.index]
+                record["corrupted"] = corrupted[pair.index]
+            records.append(record)
         return records
 
     def prepare(self, cells: Sequence[Cell]) -> None:
@@ -138,8 +145,11 @@ class Patcher(PackWorker[PatchPlan]):
 
     def attribution(self, step: Step) -> dict[str, Record]:
         """First-order effects of some pairs' cells."""
+        values = halving([self.plan.pairs[i] for i in step.payload], self._attributed)
+        return {key: {"attribution": own} for key, own in zip(step.ids, values, strict=True)}
+
+    def _attributed(self, pairs: Sequence[Pair]) -> list[list[float]]:
         spec = self.plan.spec.attribution
-        pairs = [self.plan.pairs[i] for i in step.payload]
         cells = {p.index: self.plan.nodes_of(p.index) for p in pairs}
         keys = sorted({(s.component, s.layer) for c in cells.values() for p in c for s in p.spots})
         bases = [Run(self.plan.base_ids(pair)) for pair in pairs]
@@ -157,40 +167,42 @@ class Patcher(PackWorker[PatchPlan]):
             steps=1 if along == "point" else spec.steps,
         )
         self.reference.forget()
-        records: dict[str, Record] = {}
-        for row, (key, pair) in enumerate(zip(step.ids, pairs, strict=True)):
-            values = [
+        return [
+            [
                 sum(self._share(products[s.component, s.layer][row], s) for s in cell.spots)
                 for cell in cells[pair.index]
             ]
-            records[key] = {"attribution": values}
-        return records
+            for row, pair in enumerate(pairs)
+        ]
 
     def decompose(self, step: Step) -> dict[str, Record]:
         """Direct logit attributions and the logit lens of some clean prompts."""
-        spec = self.plan.spec.decompose
         pairs = [self.plan.pairs[i] for i in step.payload]
+        return dict(zip(step.ids, halving(pairs, self._decomposed), strict=True))
+
+    def _decomposed(self, pairs: Sequence[Pair]) -> list[Record]:
+        spec = self.plan.spec.decompose
         runs = [Run(pair.ids) for pair in pairs]
         positions = [pair.read for pair in pairs]
         right = [[pair.answer_ids[0][0]] for pair in pairs]
         wrong = [[ids[0] for ids in pair.wrong_ids] for pair in pairs]
         module, centred = self.model.module, spec.unembedding == "centred"
-        records: dict[str, Record] = {key: {} for key in step.ids}
+        records: list[Record] = [{} for _ in pairs]
         if spec.heads:
             parts, shares = logit_attributions(
                 self.reference, module, runs, positions, right, wrong, centred=centred
             )
             names = [[part.component, part.layer, part.head] for part in parts]
-            for i, key in enumerate(step.ids):
-                records[key] |= {"parts": names, "direct": shares[:, i].tolist()}
+            for i, record in enumerate(records):
+                record |= {"parts": names, "direct": shares[:, i].tolist()}
         if spec.lens:
             lens = logit_lens(self.reference, module, runs, positions)
-            for i, key in enumerate(step.ids):
+            for i, record in enumerate(records):
                 values = lens[:, i].double()
                 told = values[:, right[i][0]]
                 if wrong[i] or centred:
                     told = told - (values[:, wrong[i]] if wrong[i] else values).mean(-1)
-                records[key]["lens"] = told.tolist()
+                record["lens"] = told.tolist()
         self.reference.forget()
         return records
 

@@ -9,21 +9,22 @@ from __future__ import annotations
 import itertools
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
 
-from interv.engine import Executor, LoadedModel, ReferenceExecutor, Run, SuffixExecutor
+from interv.engine import Executor, LoadedModel, ReferenceExecutor, SuffixExecutor
 from interv.engine.hooks import foreign_hooks
 from interv.engine.load import load_model
+from interv.engine.memory import halving
 from interv.errors import EngineError, ResumeError
 from interv.plan import Cell, ExecutorName, Pack, Plan, make_packs, max_tokens
 from interv.runner import journal as journals
 from interv.runner import record as records
-from interv.runner.certify import Certificate, certify, refuse
+from interv.runner.certify import Certificate, Sample, certify, refuse, wide_executors
 from interv.runner.journal import Journal, Record
 
 Progress = Callable[[str, int, int], None]
@@ -115,8 +116,8 @@ class PackWorker(Worker[P]):
         self._prepared: object = None
 
     @abstractmethod
-    def samples(self) -> tuple[Mapping[str, Sequence[Run]], Sequence[int]]:
-        """Rows of each kind that the plan has, for certification, and where they are read."""
+    def samples(self) -> list[Sample]:
+        """Rows of each kind that the plan has, of its first prompt and its last."""
 
     @abstractmethod
     def prepare(self, cells: Sequence[Cell]) -> None:
@@ -142,7 +143,11 @@ class PackWorker(Worker[P]):
         if self._prepared is not together:
             self.prepare(together)
             self._prepared = together
-        return self.values(pack)
+        # The states are kept; what is read of them needs memory too.
+        records = halving(
+            pack.cells, lambda cells: self.values(replace(pack, cells=tuple(cells))).items()
+        )
+        return dict(records)
 
     def do(self, step: Step) -> dict[str, Record]:
         if step.kind != "pack":
@@ -313,11 +318,12 @@ def choose_executor(
             raise EngineError(f"{hooked[0]} has hooks: run.executor=reference keeps them right")
         return "reference", None
     fast = SuffixExecutor(model.module, model.anatomy, tokens)
-    runs, at = worker.samples()
-    if not runs:
+    samples = worker.samples()
+    if not samples:
         worker.executor = fast
         return "suffix", None
-    certificate = certify(fast, worker.reference, runs, at)
+    wide = wide_executors(model.module, model.anatomy, tokens)
+    certificate = certify(fast, worker.reference, samples, wide)
     worker.reference.forget()
     if certificate.holds:
         worker.executor = fast

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from interv.engine.metrics import predicts, read_answer
 from interv.errors import IntervError
 from interv.plan import Cell, ExecutorName, Pack, TracePlan
 from interv.plan.trace import Restoration
+from interv.runner.certify import Sample, some_of
 from interv.runner.journal import Journal, Record
 from interv.runner.sweep import Kind, PackWorker, Step, pack_steps
 from interv.runner.trained import swaps_of
@@ -57,18 +58,22 @@ class Tracer(PackWorker[TracePlan]):
             "noise_level": self.noise_level,
         }
 
-    def samples(self) -> tuple[Mapping[str, Sequence[Run]], Sequence[int]]:
+    def samples(self) -> list[Sample]:
         kinds: dict[str, list[Restoration]] = {}
-        prompt = next(iter(self.plan.prompts))
+        prompts = some_of(list(self.plan.prompts), 2)
         for label in self.plan.labels:
-            if label.prompt == prompt:
+            if label.prompt in prompts:
                 held = f" with {label.cell.sever} held" if label.cell.sever else ""
                 kinds.setdefault(f"{label.cell.component}{held}", []).append(label.cell)
-        runs = {
-            kind: [self.restored(cells[i])[0] for i in sorted({0, len(cells) // 2, len(cells) - 1})]
+        return [
+            Sample(
+                kind,
+                self.restored(cell)[0],
+                tuple(self.plan.prompts[cell.prompt].answer_positions),
+            )
             for kind, cells in kinds.items()
-        }
-        return runs, self.plan.prompts[prompt].answer_positions
+            for cell in some_of(cells)
+        ]
 
     def baseline(self, step: Step) -> dict[str, Record]:
         """Values of the clean run and of the corrupted ones, and whether clean is right."""

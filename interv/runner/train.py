@@ -14,6 +14,7 @@ from torch import Tensor
 from interv.engine import LoadedModel
 from interv.engine.batch import BatchRunner
 from interv.engine.load import load_model
+from interv.engine.wide import in_float64
 from interv.errors import EngineError
 from interv.keep import Part, Trained, write
 from interv.plan import ExecutorName
@@ -21,7 +22,7 @@ from interv.plan.cells import digest
 from interv.plan.cost import free_cpu_bytes
 from interv.plan.train import SPLITS, Fit, TrainPlan, task_identity
 from interv.runner import sweep
-from interv.runner.certify import Certificate, refuse, tolerance
+from interv.runner.certify import Certificate, Measured, free_bytes, judged, refuse
 from interv.runner.journal import Journal, Record
 from interv.runner.sweep import Kind, Step, Worker, free_gpu_bytes
 from interv.spec.made import MlpSection, TransformerSection
@@ -121,7 +122,7 @@ class TrainWorker(Worker[TrainPlan]):
         worst: Certificate | None = None
         for (kind, component), fit in kinds.items():
             found = self._certified(fit, f"{kind} at {component}")
-            if worst is None or found.difference - found.allowed > worst.difference - worst.allowed:
+            if worst is None or found.excess > worst.excess:
                 worst = found
         if worst is not None and not worst.holds:
             if self.plan.spec.run.on_uncertified != "reference":
@@ -135,28 +136,31 @@ class TrainWorker(Worker[TrainPlan]):
         # Principal components want more activations than there are components.
         n = max(_CERTIFIED, fit.rank * len(self.plan.spec.variables) + 1)
         some = group.take(torch.arange(min(len(group), n)))
-        split = prepare(self.runner, [some], fit, self._budget)
-        parts = Intervening(
-            self.plan.spec, fit, self.runner, split, split, self._among, fit.seed
-        ).parts
+
+        def wide() -> Measured:
+            model = self.model.module
+            copied = in_float64(model, free_bytes(model))
+            return self._measured(fit, some, BatchRunner(copied, self.model.anatomy))
+
+        return judged([what] * len(some), self._measured(fit, some, self.runner), wide)
+
+    @torch.no_grad()
+    def _measured(self, fit: Fit, some: Group, runner: BatchRunner) -> Measured:
+        """Logits of a fit as it begins: the short way and by the whole model."""
+        split = prepare(runner, [some], fit, self._budget)
+        parts = Intervening(self.plan.spec, fit, runner, split, split, self._among, fit.seed).parts
         [prepared] = split.groups
+
+        def whole(rows: Tensor) -> Tensor:
+            read = None if some.read is None else some.read[rows]
+            return runner.logits(some.base[rows], prepared.edits(parts, rows), read)
+
         rows = torch.arange(len(some))
-        with torch.no_grad():
-            edits = prepared.edits(parts, rows)
-            short = prepared.logits(rows, edits)
-            whole = self.runner.logits(some.base, edits, some.read)
-            alone = torch.cat(
-                [
-                    self.runner.logits(
-                        some.base[i : i + 1],
-                        prepared.edits(parts, rows[i : i + 1]),
-                        None if some.read is None else some.read[i : i + 1],
-                    )
-                    for i in range(len(some))
-                ]
-            )
-        difference = float((short - whole).abs().max())
-        return Certificate(len(some), difference, tolerance(whole, alone), what)
+        return Measured(
+            list(prepared.logits(rows, prepared.edits(parts, rows))),
+            list(whole(rows)),
+            lambda: [whole(rows[i : i + 1])[0] for i in range(len(rows))],
+        )
 
     def prompts(self, step: Step) -> dict[str, Record]:
         """Which pairs the model answers rightly, as bits; its accuracy on the bases."""

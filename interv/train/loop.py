@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from interv.engine.memory import is_out_of_memory, out_of_memory, release
 from interv.errors import EngineError, ResumeError
 from interv.spec.train import TrainedType, Training
 from interv.storage import replacing, writing
@@ -118,19 +119,12 @@ def train(
         for number in range(per_epoch):
             first = number * section.accumulate
             together = order[first : first + section.accumulate]
-            n_pairs = sum(map(len, together))
             factor = rate(section, state.step, total)
             for group, top in zip(optimizer.param_groups, tops, strict=True):
                 group["lr"] = top * factor
             temperature = tempered(options, state.step, total)
             trainee.temper(temperature)
-            optimizer.zero_grad(set_to_none=True)
-            losses = []
-            for pairs in together:
-                loss = trainee.loss(pairs) / n_pairs
-                loss.backward()  # type: ignore[no-untyped-call]
-                losses.append(float(loss.detach()))
-            value = sum(losses)
+            value = backward(trainee, optimizer, together)
             if not math.isfinite(value):
                 raise EngineError(
                     f"the loss is {value} at step {state.step + 1} (epoch {state.epoch + 1}): "
@@ -176,6 +170,41 @@ def train(
         trainee.modules.load_state_dict(best)
         trainee.changed()
     return state
+
+
+def backward(
+    trainee: Trainee, optimizer: torch.optim.Optimizer, together: Sequence[Tensor]
+) -> float:
+    """Return the mean loss over the pairs of one step; parameters have its gradients afterwards.
+
+    Where memory is short the step begins again with batches of half the size: a loss is a sum
+    over pairs, so that the gradients are the same.
+
+    Raises:
+        OutOfMemoryError: a single pair does not fit.
+    """
+    n_pairs = sum(map(len, together))
+
+    def tried(parts: Sequence[Tensor]) -> float:
+        optimizer.zero_grad(set_to_none=True)
+        total = 0.0
+        for pairs in parts:
+            loss = trainee.loss(pairs) / n_pairs
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+        return total
+
+    parts = list(together)
+    while True:
+        try:
+            return tried(parts)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            if all(len(pairs) <= 1 for pairs in parts):
+                raise out_of_memory(error) from error
+        release()
+        parts = [half for pairs in parts for half in torch.split(pairs, math.ceil(len(pairs) / 2))]
 
 
 def batches(sizes: Sequence[int], size: int, generator: torch.Generator) -> list[Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from interv.report.certificate import holds, in_words
 from interv.report.corruption import corruption
 from interv.report.html.folder import RunFolder, number
 from interv.report.html.prompts import left_out
@@ -55,11 +56,10 @@ def _executor(run: RunFolder) -> list[str]:
     found = []
     for session in run.sessions:
         certificate = session.get("certificate")
-        if certificate and certificate["difference"] > certificate["allowed"]:
+        if certificate and not holds(certificate):
             found.append(
-                f"The fast executor was not certified ({certificate['worst']} differs by "
-                f"{certificate['difference']:.3g} in a logit, {certificate['allowed']:.3g} "
-                "allowed): the run fell back to the reference executor."
+                f"The fast executor is not certified ({in_words(certificate)}): the reference "
+                "executor computed this run."
             )
     wanted = (run.resolved.get("run") or {}).get("executor")
     used = run.record["environment"]["executor"]

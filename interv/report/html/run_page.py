@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from interv.report.certificate import in_words
 from interv.report.html.citations import commands, overrides, own_citation, papers
 from interv.report.html.folder import Row, RunFolder, image_size, number, read_folder
 from interv.report.html.grid import level_of
@@ -294,14 +295,7 @@ def _session(session: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if "peak_memory_bytes" in session:
         yield "peak memory", f"{session['peak_memory_bytes'] / 2**20:,.0f} MiB"
     if certificate := session.get("certificate"):
-        holds = certificate["difference"] <= certificate["allowed"]
-        yield (
-            "certificate",
-            f"{'holds' if holds else 'does not hold'}: on {certificate['rows']} rows of its own "
-            f"plan the fast executor is within {certificate['difference']:.2g} of the reference "
-            f"in any logit, {certificate['allowed']:.2g} allowed; the farthest: "
-            f"{certificate['worst']}",
-        )
+        yield "certificate", in_words(certificate)
     if git := session.get("git"):
         yield "git", git["commit"] + (", with changes not committed" if git["dirty"] else "")
     else:
