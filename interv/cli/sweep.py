@@ -27,9 +27,10 @@ def carry_out_and_print(
         Exit: with 1 where a claim of the reference was missed.
     """
     from interv.api import with_model
+    from interv.runner.folder import json_text
 
     done = _run(with_model(made), outputs, fresh=fresh, quiet=quiet, tell=tell)
-    typer.echo(json.dumps(_summary(done)) if as_json else str(done.folder))
+    typer.echo(json_text(_summary(done)) if as_json else str(done.folder))
     if any(verdict.fails_run for verdict in done.report.verdicts):
         raise typer.Exit(1)
 
@@ -41,6 +42,8 @@ def _run(made: Plan, outputs: Path, *, fresh: bool, quiet: bool, tell: Tell) -> 
     assert made.identity is not None
     console = Console(quiet)
     console.say(f"{made.files.label}, {made.spec.model.dtype}: {made.headline}")
+    for note in made.notes:
+        console.say(f"note: {note}")
     try:
         with console.progress() as progress:
             done = carry_out(made, outputs, fresh=fresh, progress=progress, say=console.say)

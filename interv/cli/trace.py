@@ -39,13 +39,7 @@ def trace(
         return
 
     def tell(console: Console, done: Done) -> None:
-        report = done.report
-        left_out = report.prompts[~report.prompts["traced"]]
-        if len(left_out):
-            console.say(
-                f"{len(left_out)} of {len(report.prompts)} prompts left out, the model's top "
-                "answer not being theirs: see prompts.csv"
-            )
-        console.top(report.summary, made)
+        console.left_out(done.report.prompts, "traced")
+        console.top(done.report.summary, made)
 
     carry_out_and_print(made, outputs, fresh=fresh, quiet=quiet, as_json=as_json, tell=tell)

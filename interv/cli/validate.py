@@ -21,7 +21,7 @@ def validate(
 ) -> None:
     """Check specs against the schema, and against their models' config and tokenizer."""
     from interv.errors import SpecError, UsageError
-    from interv.plan import plan_of
+    from interv.plan import Plan, plan_of
     from interv.spec import load_spec
 
     reports: list[dict[str, Any]] = []
@@ -38,9 +38,13 @@ def validate(
             )
             typer.echo(str(error), err=True)
         else:
-            reports.append({"file": str(path), "valid": True, "not_checked": list(plan.unchecked)})
+            notes = plan.notes if isinstance(plan, Plan) else []
+            report = {"file": str(path), "valid": True, "not_checked": list(plan.unchecked)}
+            reports.append({**report, "notes": notes})
             if not quiet:
                 typer.echo(f"{path}: valid", err=True)
+                for note in notes:
+                    typer.echo(f"  note: {note}", err=True)
                 for reason in plan.unchecked:
                     typer.echo(f"  not checked: {reason}", err=True)
     if as_json:

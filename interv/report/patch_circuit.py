@@ -11,7 +11,7 @@ import pandas as pd
 from interv.engine import EdgeGraph
 from interv.plan import PatchPlan
 from interv.report.circuits import areas, faithfulness, incompleteness, minimality
-from interv.report.statistics import uncertainty
+from interv.report.statistics import INTERVAL, uncertainty
 from interv.runner.circuit import Ranks, n_chosen, nodes_in, rank
 from interv.runner.journal import Journal
 from interv.runner.patch_steps import batches, circuit_id, edge_scores
@@ -78,7 +78,7 @@ def circuit_report(plan: PatchPlan, journal: Journal) -> CircuitReport:
     statistics = plan.spec.statistics
     spread = uncertainty(shares, plan.spec.seed, statistics.level, statistics.resamples)
     curve = pd.DataFrame(rows)
-    for name in ("n", "ci_low", "ci_high"):
+    for name in ("n", *INTERVAL):
         curve[name] = spread[name].to_numpy()
     cpr, cmd = areas(fractions, curve["mean"].tolist())
     kept = ranks.kept(n_chosen(plan, ranks))

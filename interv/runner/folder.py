@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from interv.errors import ResumeError, StorageError
 from interv.models.cache import writing
@@ -64,6 +66,19 @@ def _holder(text: str) -> str:
             " (" + command.read_bytes().replace(b"\0", b" ").decode(errors="replace").strip() + ")"
         )
     return f"process {pid} on {holder['host']}{shown}"
+
+
+def json_text(document: Any, indent: int | None = None) -> str:
+    """Return JSON in which a number that is not finite, which JSON has not, is null."""
+    return json.dumps(_finite(document), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

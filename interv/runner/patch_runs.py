@@ -95,7 +95,7 @@ class PatchRuns:
             return [Run((pair.corrupted_ids or ()) + tail)]
         if kind == "resample":
             others = [self._plan.pairs[i] for i in self._plan.drawn[pair.index]]
-            return [Run(_prompt(other, over) + tail) for other in others]
+            return [Run(other.source(over) + tail) for other in others]
         return []
 
     def _edits(self, pair: Pair, spot: Spot, source: Run | None) -> list[Edit]:
@@ -118,7 +118,7 @@ class PatchRuns:
         if (pair.group, place) not in self._means:
             over = self._plan.spec.intervention.over
             others = [self._plan.pairs[i] for i in self._plan.drawn[pair.index]]
-            runs = [Run(_prompt(other, over)) for other in others]
+            runs = [Run(other.source(over)) for other in others]
             # All that the plan reads of these prompts at once, so that they run once.
             wanted = {
                 self._reference.sites.place(Site(s.component, s.layer))
@@ -169,10 +169,6 @@ def answers_of(pair: Pair) -> Answers:
 def site_of(spot: Spot) -> Site:
     """A spot as the engine's site."""
     return Site(spot.component, spot.layer, spot.positions, spot.heads, spot.dims)
-
-
-def _prompt(pair: Pair, over: str) -> Ids:
-    return pair.ids if over == "clean" else pair.corrupted_ids or ()
 
 
 def held_by(cell: Patch) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from interv.models import PromptTokenizer, Tokens
 from interv.spec import LoadedSpec
 from interv.spec.schema import Fact, FactsSection, TraceSpec
 from interv.task.files import missing_file, read_records
+from interv.task.left_out import LeftOut, copy_of
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,11 @@ class Prompt:
     subject: tuple[int, int]
     subject_ids: tuple[int, ...]
     corrupted_ids: tuple[int, ...] | None = None
+
+    @property
+    def content(self) -> Hashable:
+        """What decides every value of the prompt: equal for copies."""
+        return self.ids, self.answer_ids, self.subject, self.corrupted_ids
 
     @property
     def first_changed(self) -> int:
@@ -271,19 +277,23 @@ def _missing(record: dict[str, object], data: FactsSection, mark: Mark) -> Itera
 
 def read_prompts(
     loaded: LoadedSpec[TraceSpec], tokenizer: PromptTokenizer
-) -> tuple[list[Prompt], list[Problem]]:
+) -> tuple[list[Prompt], list[LeftOut], list[Problem]]:
     """Tokenise every fact of a spec.
 
     Returns:
-        The prompts, and a problem for each fact that cannot be used.
+        The prompts, each once; copies of them; and a problem for each fact that cannot be used.
     """
     facts, problems = read_facts(loaded)
-    prompts: list[Prompt] = []
+    prompts: dict[Hashable, Prompt] = {}
+    copies: list[LeftOut] = []
     try:
         reader = make_reader(loaded, tokenizer)
         for fact, mark, index in facts:
             try:
-                prompts.append(reader.prompt(index, fact))
+                prompt = reader.prompt(index, fact)
+                first = prompts.setdefault(prompt.content, prompt)
+                if first is not prompt:
+                    copies.append(copy_of(index, prompt.text, first.index))
             except _WrongFactError as wrong:
                 if mark is None:
                     at = ("data", "facts", index, wrong.field)
@@ -292,4 +302,4 @@ def read_prompts(
                     problems.append(Problem(wrong.message, mark, wrong.expected))
     except ModelError as error:
         problems.append(loaded.problem(("model",), str(error)))
-    return prompts, problems
+    return list(prompts.values()), copies, problems
