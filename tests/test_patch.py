@@ -243,9 +243,10 @@ def test_keep_leaves_out_with_reasons(toy_folder: Path, tmp_path: Path) -> None:
         assert list(prompts["clean_logit_difference"].isna()) == [i not in wanted for i in range(5)]
         ids = {word: toy.VOCABULARY.index(word) for word in order}
         for row in known.to_dict("records"):
-            answer, *_ = row["answer"].split(" | ")
+            right = [float(logits[ids[word.strip()]]) for word in row["answer"].split(" | ")]
+            together = float(np.log(np.exp(right).sum()))
             others = [float(logits[ids[word.strip()]]) for word in row["wrong"].split(" | ")]
-            expected = float(logits[ids[answer.strip()]]) - np.mean(others)
+            expected = together - np.mean(others)
             assert row["clean_logit_difference"] == pytest.approx(expected, abs=1e-9)
         # A recovery is of the pairs that are kept, and of no others.
         clean, corrupted = (
@@ -468,11 +469,12 @@ def test_an_interrupted_ablation_gives_the_same_bytes(
     gpt2_folder: Path, tmp_path: Path, kind: str, executor: str
 ) -> None:
     """Means over prompts and draws of them are made anew."""
+    options = {"zero": {}, "mean": {"least": 2}, "resample": {"samples": 2}}
     spec = spec_of(
         gpt2_folder,
         model={"path": str(gpt2_folder), "dtype": "float32"},
         data={"pairs": PAIRS[:4]},
-        intervention={"type": kind, **({"least": 2} if kind == "mean" else {})},
+        intervention={"type": kind, **options[kind]},
         grid=[
             {"component": ["block_output", "mlp_output"], "positions": [1, "END"]},
             {"component": HEAD, "positions": "whole"},

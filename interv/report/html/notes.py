@@ -84,7 +84,7 @@ def _intervals(run: RunFolder) -> list[str]:
 
 
 def _circumstances(run: RunFolder) -> list[str]:
-    found = []
+    found = [f"{note[:1].upper()}{note[1:]}." for note in run.record.get("notes", ())]
     if any((session.get("git") or {}).get("dirty") for session in run.sessions):
         found.append("The working folder had changes that were not committed to git.")
     versions = {run.record["interv"], run.record["environment"]["interv"]}
