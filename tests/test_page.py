@@ -169,7 +169,7 @@ def test_verdicts_and_warnings_are_told(runs: dict[str, Path]) -> None:
     assert "✓ holds it <b>holds</b>" in text
     assert "✗ missed it is missed" in text
     assert "1 of 2 claims of the reference was missed." in text
-    assert "No row has an interval: a bootstrap of fewer than five values (3 here" in text
+    assert "No row has an interval (" in text and ": 3 values, 95 % needs 5)." in text
     assert "draws of noise on one prompt" in text
     assert "n = 2 prompts" in page_of(runs["patch"]).text
 

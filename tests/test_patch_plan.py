@@ -348,7 +348,23 @@ def test_every_spot_is_in_the_model(llama_folder: Path, data: st.DataObject) -> 
 
 # --- ids and identity
 
-DRAWN = {"intervention": {"type": "resample", "samples": 2}, "data": {"pairs": [PAIRS[0]] * 3}}
+
+def alike(n: int) -> list[dict[str, Any]]:
+    """Different pairs of one group."""
+    first, second = ("Space", "Old", "Eiffel"), ("Needle", "Bridge", "Tower")
+    things = [f"{a} {b}" for a in first for b in second]
+    return [
+        {
+            **PAIRS[0],
+            "clean": f"The {thing} is in downtown",
+            "corrupted": f"The {other} is in downtown",
+            "spans": {"place": thing, "verb": "is"},
+        }
+        for thing, other in zip(things, things[4:] + things[:4], strict=True)
+    ][:n]
+
+
+DRAWN = {"intervention": {"type": "resample", "samples": 2}, "data": {"pairs": alike(3)}}
 
 
 @pytest.mark.parametrize(
@@ -429,37 +445,107 @@ def test_paths_and_patches_of_a_site_are_different_cells(write_spec: SpecWriter)
 
 
 def test_the_company_that_is_averaged_or_drawn_is_in_the_ids(write_spec: SpecWriter) -> None:
-    third = {**PAIRS[0], "corrupted": "The Eiffel Tower is in downtown"}
-    for kind in ("mean", "resample"):
-        path = patch_spec(write_spec, intervention=kind, data={"pairs": [*PAIRS[:1], third]})
+    for ablation in ({"type": "mean", "least": 2}, {"type": "resample", "samples": 1}):
+        path = patch_spec(write_spec, intervention=ablation, data={"pairs": alike(2)})
         before = plan_of(path)
-        after = plan_of(path, "data.pairs.1.corrupted=The Old Tower is in downtown")
+        after = plan_of(path, "data.pairs.1.corrupted=The Old Needle is in downtown")
         assert not ids(before) & ids(after)
-        longer = (
-            plan_of(
-                patch_spec(
-                    write_spec, intervention=kind, data={"pairs": [*PAIRS[:1], third, PAIRS[1]]}
-                )
-            )
-            if kind == "mean"
-            else None
-        )
-        # A prompt of another length is nobody's company.
-        assert longer is None or ids(before) < ids(longer)
+    ablation = {"type": "mean", "least": 2}
+    before = plan_of(patch_spec(write_spec, intervention=ablation, data={"pairs": alike(2)}))
+    others = [*alike(2), *({**p, "clean": f"Now {p['clean']}", "corrupted": f"Now {p['corrupted']}"}
+                           for p in alike(2))]  # fmt: skip
+    longer = plan_of(patch_spec(write_spec, intervention=ablation, data={"pairs": others}))
+    # A prompt of another length is nobody's company.
+    assert ids(before) < ids(longer)
+    # What refuses a mean changes none.
+    assert ids(before) == ids(plan_of(longer.loaded.path, "data.pairs=" + str(alike(2))))
 
 
 def test_what_resample_draws(write_spec: SpecWriter) -> None:
-    pairs = [{**PAIRS[0], "answer": a} for a in ("Seattle", "Paris", "Rome", "Berlin", "London")]
-    path = patch_spec(write_spec, intervention="resample", data={"pairs": pairs})
+    path = patch_spec(write_spec, intervention="resample", data={"pairs": alike(6)})
     plan = plan_of(path)
     assert plan.draws == 3
     for prompt, drawn in plan.drawn.items():
-        assert len(set(drawn)) == 3 and prompt not in drawn
+        sources = {plan.pairs[i].corrupted_ids for i in drawn}
+        own = {plan.pairs[prompt].ids, plan.pairs[prompt].corrupted_ids}
+        assert len(sources) == len(drawn) == 3 and prompt not in drawn and not sources & own
     assert plan_of(path).drawn == plan.drawn
     assert plan_of(path, "seed=1").drawn != plan.drawn
-    # Fewer than wanted: round again.
-    again = plan_of(path, "intervention={type: resample, samples: 6}").drawn[0]
-    assert len(again) == 6 and again[:2] == again[4:]
+
+
+def test_resample_never_draws_a_prompt_twice(write_spec: SpecWriter) -> None:
+    path = patch_spec(write_spec, intervention="resample", data={"pairs": alike(4)})
+    assert {len(drawn) for drawn in plan_of(path, "intervention.samples=2").drawn.values()} == {2}
+    with pytest.raises(SpecError) as caught:
+        plan_of(path, "intervention.samples=4")
+    assert "fewer than 4 other prompts are like it" in str(caught.value)
+    assert "intervention.samples=3" in str(caught.value)
+
+
+def test_resample_draws_neither_of_a_pairs_own_prompts(write_spec: SpecWriter) -> None:
+    """Pairs that exchange the same two prompts have nothing else to draw."""
+    one = alike(1)[0]
+    turned = {**one, "clean": one["corrupted"], "corrupted": one["clean"],
+              "spans": {"place": "Old Bridge", "verb": "is"}}  # fmt: skip
+    path = patch_spec(write_spec, intervention="resample", data={"pairs": [one, turned]})
+    with pytest.raises(SpecError, match=r"pair 0 has 0 \(6 tokens, place 1-2, verb 3\)"):
+        plan_of(path, "intervention.samples=1")
+
+
+def test_a_mean_over_one_prompt_is_refused(write_spec: SpecWriter) -> None:
+    """It is the prompt itself: an effect of 0, or of the pair's own counterfactual."""
+    for over in ("clean", "corrupted"):
+        ablation = {"type": "mean", "over": over}
+        path = patch_spec(write_spec, intervention=ablation, data={"pairs": alike(6)})
+        assert {len(drawn) for drawn in plan_of(path).drawn.values()} == {6}
+        apart = [{**pair, "template": f"t{i}"} for i, pair in enumerate(alike(6))]
+        path = patch_spec(write_spec, intervention=ablation, data={"pairs": apart})
+        with pytest.raises(SpecError) as caught:
+            plan_of(path)
+        assert "mean: for 6 of 6 pairs fewer than 5 prompts are like it" in str(caught.value)
+        assert "pair 0 has 1 (t0, 6 tokens, place 1-2, verb 3)" in str(caught.value)
+        with pytest.raises(SpecError):
+            plan_of(path, "intervention.least=2")
+
+
+def test_prompts_whose_spans_are_elsewhere_are_not_averaged(write_spec: SpecWriter) -> None:
+    pairs = alike(5)
+    elsewhere = {**pairs[0], "spans": {**pairs[0]["spans"], "place": "Space"}}
+    path = patch_spec(write_spec, intervention="mean", data={"pairs": [elsewhere, *pairs[1:]]})
+    with pytest.raises(SpecError, match=r"for 5 of 5 pairs .* pair 0 has 1"):
+        plan_of(path)
+
+
+def test_least_is_of_a_mean_alone(write_spec: SpecWriter) -> None:
+    for kind in ("zero", "denoise", "resample"):
+        path = patch_spec(write_spec, intervention={"type": kind, "least": 3})
+        with pytest.raises(SpecError, match=f"least with {kind}"):
+            plan_of(path)
+
+
+def test_the_groups_of_a_mean_are_printed(
+    write_spec: SpecWriter, cli: Callable[..., Result]
+) -> None:
+    pairs = [{**pair, "template": "ab"[i // 5]} for i, pair in enumerate(alike(9))]
+    path = patch_spec(write_spec, intervention={"type": "mean", "least": 4}, data={"pairs": pairs})
+    told = cli("plan", path).out
+    assert "and           mean over 2 groups of prompts that are alike" in told
+    assert "4 to 5 for each pair" in told
+    told = "group a, 6 tokens, place 1-2, verb 3; activations from [0, 1, 2, 3, 4]"
+    assert told in cli("data", path, "--show", 1).out
+
+
+def test_a_test_that_cannot_be_significant_is_said_before_the_run(
+    write_spec: SpecWriter, cli: Callable[..., Result]
+) -> None:
+    path = patch_spec(write_spec, data={"pairs": alike(8)}, statistics={"test": True})
+    # 2 x 2^-8 x 18 places.
+    told = "over 8 prompts and 18 places p_holm is at least 0.14"
+    assert told in cli("plan", path).out
+    assert "no intervals" not in cli("plan", path).out
+    few = cli("plan", path, "data.pairs=" + str(alike(4))).out
+    assert "no intervals: over 4 prompts, and 95 % needs 5" in few
+    assert "p_holm" not in cli("plan", path, "statistics.test=false").out
 
 
 def test_what_is_frozen_is_a_set(write_spec: SpecWriter) -> None:
@@ -844,7 +930,7 @@ CASES = [
         "metric:",
         "intervention: resample\nmetric:",
         (19, 15),
-        ("no other prompt is like pair 0", "two or more"),
+        ("resample: for 2 of 2 pairs fewer than 3 other prompts", "more pairs of each template"),
     ),
     Case(
         "two patches of one line",
@@ -956,7 +1042,7 @@ def test_the_good_spec_is_good(tmp_path: Path, gpt2_folder: Path) -> None:
 
 
 def test_a_later_prompt_may_lack_a_place(write_spec: SpecWriter) -> None:
-    lacking = {**PAIRS[0], "spans": {}}
+    lacking = {**alike(1)[0], "answer": "Rome", "spans": {}}
     cases = [
         ({"pairs": PAIRS[::-1]}, N, "6 is out of range: pair 1"),
         ({"pairs": [PAIRS[0], lacking]}, "place", "pair 1 has no span 'place'"),

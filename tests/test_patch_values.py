@@ -57,6 +57,28 @@ PAIRS = [
         "template": "located",
     },
 ]
+# So that each has two others of its kind to draw.
+MORE = [
+    {
+        **PAIRS[0],
+        "clean": "The Old Tower is in downtown",
+        "corrupted": "The Eiffel Bridge is in downtown",
+        "spans": {"thing": "Old Tower", "verb": "is"},
+    },
+    {
+        **PAIRS[2],
+        "clean": "The Space Bridge is located in",
+        "corrupted": "The Eiffel Needle is located in",
+        "spans": {"thing": "Space Bridge", "verb": "is"},
+    },
+]
+
+
+def ablation(kind: str, **options: Any) -> dict[str, Any]:
+    """An intervention; a mean may be over the two pairs that there are of a kind."""
+    return {"type": kind, **options, **({"least": 2} if kind == "mean" else {})}
+
+
 HEAD, MLP, KEY = "head_attention_value_output", "mlp_output", "head_key_output"
 N_LAYERS = 3
 
@@ -183,15 +205,17 @@ def by_hand(
     p, q = (np.exp(x) / np.exp(x).sum() for x in (clean.numpy(), here))
     first = [float(here[ids[0]]) for ids in right]
     others = [float(here[ids[0]]) for ids in wrong]
-    rank = sum(1 for value in here if value > first[0])
+    # The best of the right answers; all of them are one event, whose odds add up.
+    rank = min(sum(1 for value in here if value > one) for one in first)
+    together = float(np.log(sum(np.exp(one) for one in first)))
     if metric.startswith("top_"):
         return float(rank < int(metric.removeprefix("top_")))
     if metric == "rank":
         return float(rank)
     if metric == "logit":
-        return first[0]
+        return together
     if metric == "logit_difference":
-        return first[0] - sum(others) / len(others)
+        return together - sum(others) / len(others)
     if metric == "kl_divergence":
         return float((p * np.log(p / q)).sum())
     if metric == "js_divergence":
@@ -203,11 +227,11 @@ def by_hand(
     if metric == "probability_difference":
         return sum(chosen) - sum(rest)
     if metric == "log_probability":
-        return float(np.log(chosen[0]))
+        return float(np.log(sum(chosen)))
     if metric == "cross_entropy":
-        return float(-np.log(chosen[0]))
+        return float(-np.log(sum(chosen)))
     assert metric == "log_probability_difference"
-    return float(np.log(chosen[0]) - np.mean(np.log(rest)))
+    return float(np.log(sum(chosen)) - np.mean(np.log(rest)))
 
 
 def close(value: float) -> Any:
@@ -312,8 +336,7 @@ def test_path_patching(model_folder: Path, tmp_path: Path, kind: str, freeze: li
             positions,
             "mlps" in freeze,
         )
-        [answer] = pair.answer_ids[0]
-        expected = close(float(logits[-1, answer]))
+        expected = close(_logit(logits[-1], pair))
         assert row["value"] == expected, row
         assert again["value"] == expected, row
         moved[row["receiver"]] += abs(row["effect"]) > 1e-6
@@ -328,7 +351,7 @@ def test_paths_of_ablated_senders(
     """The direct path of a head that is ablated: to the logits alone, all else frozen."""
     plan = plan_of(
         gpt2_folder,
-        intervention=kind,
+        intervention=ablation(kind, samples=1),
         paths={
             "senders": {"component": HEAD, "positions": "END"},
             "receivers": "logits",
@@ -344,7 +367,6 @@ def test_paths_of_ablated_senders(
     for row in table.to_dict("records"):
         pair = plan.pairs[row["prompt_id"]]
         part = _part(model, HEAD, row["layer"], row["head"])
-        [answer] = pair.answer_ids[0]
         _, [own, last] = forward(model, pair.ids, [], [part, stream])
         values = []
         for new in _replacements(model, plan, kind, "corrupted", row["prompt_id"], part):
@@ -355,7 +377,7 @@ def test_paths_of_ablated_senders(
             change = (there - own[5])[columns] @ part[0].weight[columns]
             with torch.no_grad():
                 logits = model.lm_head(model.transformer.ln_f(last[5] + change))
-            values.append(float(logits[answer]))
+            values.append(_logit(logits, pair))
         assert row["value"] == close(float(np.mean(values))), row
 
 
@@ -441,17 +463,19 @@ def _replacements(
 )
 def test_patching_of_sites(model_folder: Path, tmp_path: Path, kind: str, over: str) -> None:
     model = load(model_folder)
+    pairs = [*PAIRS, *MORE] if kind == "resample" else PAIRS
     tables = []
     for executor in ("suffix", "reference"):
         plan = plan_of(
             model_folder,
-            intervention={"type": kind, "over": over, "samples": 2},
+            data={"pairs": pairs},
+            intervention=ablation(kind, over=over, samples=2),
             grid=GRID,
             run={"executor": executor},
         )
         tables.append(table_of(plan, tmp_path / executor))
     heads = model.config.num_attention_heads
-    assert len(tables[0]) == 4 * (3 * 4 + 3 + 3 * heads * 2 + 3 * 2 + 2 + 1 + 1)
+    assert len(tables[0]) == len(pairs) * (3 * 4 + 3 + 3 * heads * 2 + 3 * 2 + 2 + 1 + 1)
     base_name = "corrupted" if kind == "denoise" else "clean"
     values: dict[tuple[int, str], float] = {}
     moved = 0
@@ -489,7 +513,12 @@ def test_patching_of_sites(model_folder: Path, tmp_path: Path, kind: str, over: 
 
 def _difference(logits: Tensor, pair: Any) -> float:
     wrong = [float(logits[ids[0]]) for ids in pair.wrong_ids]
-    return float(logits[pair.answer_ids[0][0]]) - sum(wrong) / len(wrong)
+    return _logit(logits, pair) - sum(wrong) / len(wrong)
+
+
+def _logit(logits: Tensor, pair: Any) -> float:
+    """Of several right answers together: their odds add up."""
+    return float(np.log(sum(np.exp(float(logits[ids[0]])) for ids in pair.answer_ids)))
 
 
 # Metrics. Two patches of whole layers, so that a forward by hand is short.
@@ -772,7 +801,7 @@ def test_a_tail_is_patched_as_the_prompt_is(
     """Paths, where an answer's earlier tokens stand behind the prompt."""
     plan = plan_of(
         gpt2_folder,
-        data={"pairs": SEVERAL[:1]},
+        data={"pairs": [{**SEVERAL[0], "answer": SEVERAL[0]["answer"][0]}]},
         paths={
             "senders": {"component": HEAD, "layers": [0, 1], "positions": "prompt"},
             "receivers": [

@@ -108,6 +108,16 @@ class Console:
 
             yield tell
 
+    def left_out(self, prompts: pd.DataFrame, used: str) -> None:
+        """How many prompts are not among the results, with the most frequent reasons."""
+        gone = prompts[~prompts[used].astype(bool)]
+        if len(gone):
+            reasons = gone["left_out_because"].value_counts()
+            told = "; ".join(f"{n}: {reason}" for reason, n in reasons.head(3).items())
+            self.say(
+                f"{len(gone)} of {len(prompts)} prompts left out ({told}); all are in prompts.csv"
+            )
+
     def top(self, summary: pd.DataFrame, made: Plan) -> None:
         """For each component the places with the largest effects, each in its best layer."""
         from interv.report.tables import by_site

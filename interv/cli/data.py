@@ -27,6 +27,7 @@ def data(
     from interv.errors import UsageError
     from interv.plan import CollectPlan, PatchPlan, TracePlan, TrainPlan, plan_of
     from interv.spec import load_spec
+    from interv.task.left_out import told_copies
 
     made = plan_of(load_spec(spec, overrides or (), plugin=plugin))
     if isinstance(made, TrainPlan) and made.causal.is_vector:
@@ -53,8 +54,11 @@ def data(
         _print(entry)
     total = len(made.texts) if isinstance(made, CollectPlan) else len(made.baselines)
     total = len(made.exchanges) if isinstance(made, TrainPlan) else total
-    left_out = len(made.left_out) if isinstance(made, PatchPlan) else 0
-    err(f"{total} prompts" + (f", {left_out} left out" if left_out else ""))
+    left_out = made.left_out if isinstance(made, PatchPlan | TracePlan) else ()
+    gone = f", {len(left_out)} left out" if left_out else ""
+    err(f"{total} prompts{gone}")
+    for note in told_copies(left_out, total):
+        err(f"note: {note}")
 
 
 def _pairs(made: PatchPlan, show: int) -> list[dict[str, Any]]:
@@ -68,6 +72,7 @@ def _pairs(made: PatchPlan, show: int) -> list[dict[str, Any]]:
             "answers": list(pair.answers),
             "wrong": list(pair.wrong),
             "group": pair.group,
+            "stand_ins": list(made.drawn.get(pair.index, ())),
         }
         for pair in list(made.pairs.values())[:show]
     ]
@@ -148,6 +153,8 @@ def _print(entry: dict[str, Any]) -> None:
     wrong = " | ".join(repr(answer) for answer in entry.get("wrong", [])[:6])
     out(f"prompt {entry['prompt_id']}" + (f"  answer {answers}" if answers else ""), end="")
     out(f"  not {wrong}" if wrong else "")
+    if entry.get("stand_ins"):
+        out(f"  group {entry['group']}; activations from {entry['stand_ins']}")
     width = max(len(repr(token)) for token in (*entry["tokens"], *others))
     for i, token in enumerate(entry["tokens"]):
         names = [name for name, positions in entry["marks"].items() if i in positions]

@@ -41,11 +41,7 @@ def patch(
 
     def tell(console: Console, done: Done) -> None:
         report = done.report
-        left_out = report.prompts[~report.prompts["patched"]]
-        if len(left_out):
-            reasons = left_out["left_out_because"].value_counts()
-            told = "; ".join(f"{n}: {reason}" for reason, n in reasons.head(3).items())
-            console.say(f"{len(left_out)} of {len(report.prompts)} prompts left out ({told})")
+        console.left_out(report.prompts, "patched")
         console.patches(report.summary, made)
         console.findings(report.findings)
 

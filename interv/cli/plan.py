@@ -87,6 +87,7 @@ def describe(made: Plan, outputs: Path) -> dict[str, Any]:
         "executor": made.executor,
         **cost.as_dict(),
         "also": parts_of(made),
+        "notes": made.notes,
         "done_here": len(here),
         "done_by_other_runs": len(elsewhere),
         "not_checked": list(made.unchecked),
@@ -147,7 +148,7 @@ def parts_of(made: Plan) -> list[str]:
     if not isinstance(made, PatchPlan) or not made.pairs:
         return []
     spec, n = made.spec, len(made.pairs)
-    parts = []
+    parts = [f"{spec.intervention.type} over {made.groups}"] if made.groups else []
     if spec.attribution:
         steps = 1 if spec.attribution.method == "gradient" else spec.attribution.steps
         parts.append(
@@ -159,8 +160,8 @@ def parts_of(made: Plan) -> list[str]:
         steps = 1 if spec.circuit.method == "eap" else spec.circuit.steps
         sizes = len(spec.circuit.fractions)
         parts.append(
-            f"edge attribution: {n * steps:,} forwards with gradients; circuits of {sizes} sizes by "
-            f"two rankings, {spec.circuit.knockouts:,} sets of nodes knocked out"
+            f"edge attribution: {n * steps:,} forwards with gradients; circuits of {sizes} sizes "
+            f"by two rankings, {spec.circuit.knockouts:,} sets of nodes knocked out"
         )
     return parts
 
@@ -215,6 +216,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
             f"  time          {facts['seconds_to_load']} s to load, about "
             f"{facts['seconds_to_go']} s in all"
         )
+    lines += [f"  note          {note}" for note in facts["notes"]]
     return lines + [f"  not checked   {reason}" for reason in facts["not_checked"]]
 
 

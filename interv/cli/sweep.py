@@ -28,11 +28,12 @@ def carry_out_and_print(
         Exit: with 1 where a claim of the reference was missed.
     """
     from interv.api import with_model
+    from interv.runner.folder import json_text
 
     console = Console(quiet)
     done = _run(with_model(made), outputs, console, fresh=fresh)
     # Before anything is described: a finished run does not depend on its description.
-    out(json.dumps(_summary(done)) if as_json else str(done.folder))
+    out(json_text(_summary(done)) if as_json else str(done.folder))
     _describe(console, done, tell)
     if any(verdict.fails_run for verdict in done.report.verdicts):
         raise typer.Exit(1)
@@ -44,6 +45,8 @@ def _run(made: Plan, outputs: Path, console: Console, *, fresh: bool) -> Done:
 
     assert made.identity is not None
     console.say(f"{made.files.label}, {made.spec.model.dtype}: {made.headline}")
+    for note in made.notes:
+        console.say(f"note: {note}")
     try:
         with console.progress() as progress:
             done = carry_out(made, outputs, fresh=fresh, progress=progress, say=console.say)

@@ -41,12 +41,7 @@ def trace(
 
     def tell(console: Console, done: Done) -> None:
         report = done.report
-        left_out = report.prompts[~report.prompts["traced"]]
-        if len(left_out):
-            console.say(
-                f"{len(left_out)} of {len(report.prompts)} prompts left out, the model's top "
-                "answer not being theirs: see prompts.csv"
-            )
+        console.left_out(report.prompts, "traced")
         console.top(report.summary, made)
         traced = report.prompts.loc[report.prompts["traced"], ["p_clean", "p_corrupted"]]
         console.warn(corruption(traced.to_numpy().tolist()).warning)

@@ -22,7 +22,7 @@ def validate(
 ) -> None:
     """Check specs against the schema, and against their models' config and tokenizer."""
     from interv.errors import SpecError, UsageError
-    from interv.plan import plan_of
+    from interv.plan import Plan, plan_of
     from interv.spec import load_spec
 
     reports: list[dict[str, Any]] = []
@@ -39,9 +39,13 @@ def validate(
             )
             err(str(error))
         else:
-            reports.append({"file": str(path), "valid": True, "not_checked": list(plan.unchecked)})
+            notes = plan.notes if isinstance(plan, Plan) else []
+            report = {"file": str(path), "valid": True, "not_checked": list(plan.unchecked)}
+            reports.append({**report, "notes": notes})
             if not quiet:
                 err(f"{path}: valid")
+                for note in notes:
+                    err(f"  note: {note}")
                 for reason in plan.unchecked:
                     err(f"  not checked: {reason}")
     if as_json:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,7 +50,7 @@ def predicts(logits: Tensor, answer_ids: Sequence[int]) -> bool:
 
 @dataclass(frozen=True)
 class Answers:
-    """Token ids of the right answers and of the wrong ones; the first right one is the answer."""
+    """Token ids of the right answers, which are one event together, and of the wrong ones."""
 
     right: tuple[tuple[int, ...], ...]
     wrong: tuple[tuple[int, ...], ...]
@@ -77,7 +78,7 @@ def read_everything(
 
     Returns:
         `log_probabilities` `[run, answer]` of each answer whole, in nats; of single tokens also
-        `logits` and `rank` (of the first: 0 where no token has a higher logit); `kl_divergence`
+        `logits`, and `rank` of the best right one (0: no token has a higher logit); `kl_divergence`
         of the clean run's prediction from this one's and `js_divergence` between them, in nats;
         and what is the user's own.
 
@@ -102,7 +103,8 @@ def read_everything(
     if all(len(ids) == 1 for ids in answers.all):
         tokens = [ids[0] for ids in answers.all]
         found["logits"] = first[:, tokens].double().tolist()
-        found["rank"] = (first > first[:, tokens[:1]]).sum(-1).double().tolist()
+        best = first[:, tokens[: len(answers.right)]].amax(-1, keepdim=True)
+        found["rank"] = (first > best).sum(-1).double().tolist()
     for name, function in own.items():
         right, wrong = ([ids[0] for ids in some] for some in (answers.right, answers.wrong))
         values = function(first, right, wrong)
@@ -152,17 +154,33 @@ def differentiable(of: str, answers: Sequence[Answers]) -> Callable[[Tensor], Te
 
 
 def combined(of: str, right: Any, wrong: Any) -> Any:
-    """A metric from its values for each answer along the last dimension; tensors or arrays.
+    """Return a metric from its values for each answer, along the last dimension of arrays.
 
-    Of logits and log-probabilities: the answer's, against the mean of the wrong ones'; of
-    probabilities: the sums.
+    Several right answers are one event: its probability is the sum of theirs, its
+    log-probability the logarithm of that sum, and its logit the logarithm of the sum of
+    exponentials of their logits, so that logits and log-probabilities differ by the same number
+    as for one answer. Several wrong ones are alternatives to it: of their logits and
+    log-probabilities the mean counts, of their probabilities the sum.
+
+    Args:
+        of: one of `OF_ANSWERS`.
+        right, wrong: tensors or arrays `[..., answer]`: logits, log-probabilities or, of the
+            metrics of probabilities, probabilities.
     """
     if of == "probability":
         return right.sum(-1)
     if of == "probability_difference":
         return right.sum(-1) - wrong.sum(-1)
+    together = _log_sum(right)
     if of == "cross_entropy":
-        return -right[..., 0]
-    if of.endswith("_difference"):
-        return right[..., 0] - wrong.mean(-1)
-    return right[..., 0]
+        return -together
+    return together - wrong.mean(-1) if of.endswith("_difference") else together
+
+
+def _log_sum(values: Any) -> Any:
+    """The logarithm of the sum of exponentials over the last dimension; of one value itself."""
+    if values.shape[-1] == 1:
+        return values[..., 0]
+    if isinstance(values, Tensor):
+        return values.logsumexp(-1)
+    return np.logaddexp.reduce(values, axis=-1)

@@ -73,6 +73,11 @@ class Plan(ABC):
         return f"{len(self.baselines):,} prompts, {len(self.cells):,} points of {self.draws:,} rows"
 
     @property
+    def notes(self) -> list[str]:
+        """What should be known of the data and of n before anything runs, a sentence each."""
+        return []
+
+    @property
     def prompt_indices(self) -> Iterable[int]:
         """The prompts, in the data's order."""
         return self.baselines

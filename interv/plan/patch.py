@@ -6,7 +6,6 @@ sender to a receiver. Its rows are the prompts that resample ablation draws; els
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -27,10 +26,13 @@ from interv.plan.checks import (
 )
 from interv.plan.claims import check_claims
 from interv.plan.grid import Expander, Place, Spot
+from interv.plan.groups import check_stand_ins, stand_ins, told_groups
 from interv.plan.patch_checks import check_metrics, check_parts
+from interv.plan.statistics import fewest_for_interval, unreachable
 from interv.spec import LoadedSpec, PatchSpec
 from interv.spec.metrics import MetricName, parse_metric
-from interv.task.pairs import LeftOut, Pair, read_pairs
+from interv.task.left_out import LeftOut, told_copies
+from interv.task.pairs import Pair, read_pairs
 
 _VERSION = 3  # of what a cell's id means; a change makes earlier results strangers
 
@@ -64,9 +66,9 @@ class PatchPlan(Plan):
 
     Attributes:
         pairs: by index, in the data's order.
-        left_out: pairs of unequal length.
+        left_out: pairs of unequal length, and copies of others.
         metrics: what the spec names, taken apart.
-        drawn: for resample, the prompts that stand in for each.
+        drawn: for mean and resample, the pairs whose prompts stand in for each.
     """
 
     pairs: dict[int, Pair]
@@ -172,6 +174,24 @@ class PatchPlan(Plan):
                 columns = {k: "" if v is None else v for k, v in asdict(place).items()}
                 yield {**columns, "metric": metric}
 
+    @property
+    def groups(self) -> str:
+        """What prompts an ablation takes activations from, in words; empty without one."""
+        return told_groups(list(self.pairs.values()), self.drawn) if self.drawn else ""
+
+    @property
+    def notes(self) -> list[str]:
+        n, statistics = len(self.pairs), self.spec.statistics
+        found = told_copies(self.left_out, n)
+        fewest = fewest_for_interval(statistics.level)
+        if self.pairs and n < fewest:
+            level = f"{100 * statistics.level:g} %"
+            found.append(f"no intervals: over {n} prompts, and {level} needs {fewest}")
+        if self.pairs and statistics.test and (n_places := len(self.places)):
+            told = unreachable(n, n_places, statistics.permutations, statistics.level)
+            found += [told] if told else []
+        return found
+
     def cells_of(self, places: Iterable[Place]) -> list[Patch]:
         """Cells of some lines of the results, in the plan's order."""
         wanted = set(places)
@@ -215,7 +235,8 @@ def make_patch_plan(loaded: LoadedSpec[PatchSpec], *, only_check: bool = False) 
     expander = Expander(loaded, files)
     # Each mistake once, with the first prompt that shows it.
     problems += check_parts(loaded, files, pairs)
-    drawn = _draw(spec, pairs)
+    drawn = stand_ins(spec, pairs)
+    problems += check_stand_ins(loaded, pairs, drawn)
     keys = _prompt_keys(loaded, files, pairs, drawn)
     labels: list[PatchLabel] = []
     if files.facts and (pairs or not files.tokenizer):
@@ -228,10 +249,6 @@ def make_patch_plan(loaded: LoadedSpec[PatchSpec], *, only_check: bool = False) 
             if expander.problems:
                 break
         problems += expander.problems
-    if spec.intervention.type == "resample" and any(not drawn[p.index] for p in pairs):
-        alone = next(p for p in pairs if not drawn[p.index])
-        message = f"resample: no other prompt is like pair {alone.index} (template and length)"
-        problems.append(loaded.problem(("intervention",), message, "two or more of a template"))
     if problems:
         raise SpecError(problems)
     if only_check and not spec.reference:
@@ -265,31 +282,6 @@ def _labels(expander: Expander, pair: Pair, key: str, *, several: bool) -> list[
     return list(found.values())
 
 
-def _draw(spec: PatchSpec, pairs: Sequence[Pair]) -> dict[int, tuple[int, ...]]:
-    """Other prompts of a pair's group, drawn with the seed; those of mean: all of the group."""
-    kind = spec.intervention.type
-    if kind not in ("mean", "resample"):
-        return {}
-    groups: dict[str, list[int]] = {}
-    for pair in pairs:
-        groups.setdefault(pair.group, []).append(pair.index)
-    if kind == "mean":
-        return {pair.index: tuple(groups[pair.group]) for pair in pairs}
-    drawn: dict[int, tuple[int, ...]] = {}
-    for pair in pairs:
-        others = [i for i in groups[pair.group] if i != pair.index]
-        ranked = sorted(others, key=lambda i: _rank(spec.seed, pair.index, i))
-        # Fewer than wanted: round again.
-        drawn[pair.index] = tuple(
-            ranked[i % len(ranked)] for i in range(spec.intervention.samples if ranked else 0)
-        )
-    return drawn
-
-
-def _rank(seed: int, pair: int, other: int) -> str:
-    return hashlib.sha256(f"{seed}|{pair}|{other}".encode()).hexdigest()
-
-
 def _prompt_keys(
     loaded: LoadedSpec[PatchSpec],
     files: ModelFiles,
@@ -316,10 +308,7 @@ def _prompt_keys(
     over = spec.intervention.over
     keys = {}
     for p in pairs:
-        others = [
-            (by_index[i].ids if over == "clean" else by_index[i].corrupted_ids)
-            for i in drawn.get(p.index, ())
-        ]
+        others = [by_index[i].source(over) for i in drawn.get(p.index, ())]
         answers = [p.answer_ids, p.wrong_ids, p.read, p.behind]
         own_text = [p.ids, p.corrupted_ids, answers, others]
         keys[p.index] = text_hash(json.dumps([shared, own_text]))
@@ -328,7 +317,7 @@ def _prompt_keys(
 
 def _intervention(spec: PatchSpec) -> dict[str, Any]:
     """What decides an intervention."""
-    given = spec.intervention.model_dump(exclude={"trained"})
+    given = spec.intervention.model_dump(exclude={"trained", "least"})
     if spec.intervention.trained is not None:
         given["trained"] = trained_hashes(spec.intervention.trained)
     return given

@@ -54,6 +54,11 @@ def check_parts(
         if metric.normalised == "recovery" and without:
             message = f"{name} needs a corrupted prompt; pair {without.index} has none"
             yield loaded.problem(("metric", i), message, "corrupted: in each pair")
+        if not metric.is_plain and several:
+            expected = "one of the built-in metrics of probabilities"
+            yield _several(
+                loaded, ("metric", i), f"{name}, a metric of a plug-in,", several, expected
+            )
     early = next((p for p in pairs if not p.ends_text), None)
     if early and several:
         yield _several(loaded, ("data", "at"), "an answer within the prompt", several)
@@ -62,6 +67,12 @@ def check_parts(
             continue
         if several:
             yield _several(loaded, (part,), part, several)
+        many = next((p for p in pairs if len(p.answer_ids) > 1), None)
+        if part == "decompose" and many:
+            # The logit of several answers together is no sum of shares.
+            message = f"decompose needs one right answer; pair {many.index} has "
+            message += f"{len(many.answer_ids)}"
+            yield loaded.problem((part,), message, "pairs with one answer")
         metric = parse_metric(spec.metric[0])
         if part != "decompose" and metric.of not in OF_ANSWERS:
             message = f"{part} needs the gradient of the first metric; {spec.metric[0]} has none"

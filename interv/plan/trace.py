@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from interv.errors import SpecError
+from interv.errors import Problem, SpecError
 from interv.models import ModelFacts, ModelFiles
 from interv.models.cache import text_hash
 from interv.plan.cells import Cell, Plan, digest, window_layers
@@ -29,6 +29,7 @@ from interv.plan.claims import check_claims
 from interv.spec import LoadedSpec, axes
 from interv.spec.schema import ROLES, NoiseCorruption, TraceGrid, TraceSpec
 from interv.task import Prompt, read_prompts
+from interv.task.left_out import LeftOut, told_copies
 
 _VERSION = 3  # of what a cell's id means; a change makes earlier results strangers
 
@@ -60,12 +61,18 @@ class TracePlan(Plan):
 
     Attributes:
         prompts: by index (`Prompt.index`), in the data's order.
+        left_out: copies of other prompts.
         draw_seeds: for each prompt the seed of its noise (empty under another prompt).
     """
 
     prompts: dict[int, Prompt]
+    left_out: tuple[LeftOut, ...]
     labels: tuple[Label, ...]
     draw_seeds: dict[int, int]
+
+    @property
+    def notes(self) -> list[str]:
+        return told_copies(self.left_out, len(self.prompts))
 
     def tokens(self, prompt: int) -> int:
         found = self.prompts[prompt]
@@ -137,12 +144,14 @@ def make_plan(loaded: LoadedSpec[TraceSpec], *, only_check: bool = False) -> Tra
     ]
     problems += check_trained(loaded)
     prompts: list[Prompt] = []
+    copies: list[LeftOut] = []
     if files.tokenizer:
-        prompts, more = read_prompts(loaded, files.tokenizer, masked=predicts_masks(files))
+        prompts, copies, more = read_prompts(loaded, files.tokenizer, masked=predicts_masks(files))
         problems += more
         if files.facts:
             problems += check_prompts(loaded, prompts, files.facts)
         problems += check_metrics(loaded, prompts)
+        problems += _check_places(loaded, prompts)
     if problems:
         raise SpecError(problems)
     noisy = isinstance(spec.corrupt, NoiseCorruption)
@@ -155,6 +164,7 @@ def make_plan(loaded: LoadedSpec[TraceSpec], *, only_check: bool = False) -> Tra
         files=files,
         facts=files.facts,
         prompts={p.index: p for p in prompts},
+        left_out=tuple(copies),
         cells=tuple({label.cell.id: label.cell for label in labels}.values()),
         labels=tuple(labels),
         draws=spec.corrupt.samples if isinstance(spec.corrupt, NoiseCorruption) else 1,
@@ -166,6 +176,18 @@ def make_plan(loaded: LoadedSpec[TraceSpec], *, only_check: bool = False) -> Tra
     if problems := list(check_claims(plan)):
         raise SpecError(problems)
     return plan
+
+
+def _check_places(loaded: LoadedSpec[TraceSpec], prompts: Sequence[Prompt]) -> Iterator[Problem]:
+    """Refuse roles that no prompt has: they select nothing."""
+    for i, grid in enumerate(loaded.spec.grid):
+        for item in axes.items(grid.positions):
+            if prompts and item in ROLES and not any(p.role(str(item)) for p in prompts):
+                message = f"no prompt has a token that is '{item}': it selects no point"
+                have = [role for role in ROLES if any(p.role(role) for p in prompts)]
+                yield loaded.problem(
+                    ("grid", i, "positions"), message, f"one of: {', '.join(have)}"
+                )
 
 
 def _labels(

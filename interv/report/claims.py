@@ -215,9 +215,11 @@ def _exceeds(
         return _Finding(margin >= claim.by, margin, f"{upper:.4g} over {lower:.4g}")
     ends = high_row.get("ci_low", ""), low_row.get("ci_high", "")
     if "" in ends:
+        row = high_row if ends[0] == "" else low_row
+        why = row.get("no_interval") or "it is of no mean"
         raise IntervError(
-            f"reference '{claim.claim}': {table.name}.csv has no interval there (fewer than five "
-            "values?); say `by` how much it exceeds"
+            f"reference '{claim.claim}': {table.name}.csv has no interval there ({why}); say `by` "
+            "how much it exceeds"
         )
     if claim.of == "value" and {"value", "mean"} <= high_row.keys():
         # Intervals are of the mean effect: as wide around the value itself.

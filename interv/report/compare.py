@@ -16,7 +16,7 @@ from interv.spec.yaml import read_file
 
 MEASURES = (
     "value", "clean", "corrupted", "mean", "relative_to", "over", "n", "sem", "ci_low", "ci_high",
-    "p", "p_holm", "sd", "best", "seeds",
+    "no_interval",    "p", "p_holm", "sd", "best", "seeds",
 )  # fmt: skip
 """Columns of summary.csv that are measured; all others say of what."""
 _OURS = ("reference", "figures", "run", "name")

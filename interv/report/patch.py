@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +27,7 @@ from interv.report.patch_tables import (
     verification,
 )
 from interv.report.tables import to_csv
+from interv.runner.folder import json_text
 from interv.runner.journal import Journal
 from interv.runner.patch_steps import patterns_id
 from interv.runner.values import wanted_pairs
@@ -69,12 +69,14 @@ def patch_report(plan: PatchPlan, journal: Journal) -> PatchReport:
         agreement = paths_against_direct(plan, summary, tables["decomposition"])
         if agreement:
             findings["paths_against_direct_logit_attribution"] = agreement
-            scores |= {f"paths_against_direct_{k}": v for k, v in agreement.items()}
+            scores |= {
+                f"paths_against_direct_{k}": v for k, v in agreement.items() if isinstance(v, float)
+            }
     circuit = None
     if plan.spec.circuit:
         circuit = circuit_report(plan, journal)
         tables |= {"curve": circuit.curve, "nodes": circuit.nodes}
-        files["circuit.json"] = json.dumps(circuit.circuit, indent=1) + "\n"
+        files["circuit.json"] = json_text(circuit.circuit, 1) + "\n"
         scores |= circuit.scores
         findings["circuit"] = circuit.findings
     if scores:
@@ -83,6 +85,7 @@ def patch_report(plan: PatchPlan, journal: Journal) -> PatchReport:
     plugin = plan.loaded.plugin
     asked = {
         "pairs_left_out": len(plan.left_out),
+        **({"groups": plan.groups} if plan.groups else {}),
         "plugin": {"file": plugin.path.name, "sha256": plugin.sha256} if plugin else None,
     }
     return PatchReport(tables, files, findings, asked, circuit)
@@ -154,7 +157,7 @@ def _maps(
         table = rows[["layer", "mean"]].assign(row=at)
         figure = figures.layer_by_position(table, labels, model, title, bar)
         yield f"layers_{name}", figure, rows
-        if len(places) <= _MOST_LINES and rows["ci_low"].notna().all():
+        if len(places) <= _MOST_LINES and rows["ci_low"].notna().any():
             lines = rows[["mean", "ci_low", "ci_high"]].assign(
                 series=[labels[i] or "whole" for i in at], x=rows["layer"].astype(int)
             )

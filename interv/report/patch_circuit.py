@@ -11,7 +11,7 @@ import pandas as pd
 
 from interv.plan import PatchPlan
 from interv.report.circuits import areas, faithfulness, incompleteness, log_weighted, minimality
-from interv.report.statistics import uncertainty
+from interv.report.statistics import INTERVAL, uncertainty
 from interv.runner.circuit import (
     CHOSEN,
     EMPTY,
@@ -172,7 +172,7 @@ def _curve(ranks: Ranks, values: _Values) -> pd.DataFrame:
         curve = curve.drop(columns="accuracy")
     statistics = plan.spec.statistics
     spread = uncertainty(shares, plan.spec.seed, statistics.level, statistics.resamples)
-    for name in ("n", "ci_low", "ci_high"):
+    for name in ("n", *INTERVAL):
         curve[name] = spread[name].to_numpy()
     return curve
 

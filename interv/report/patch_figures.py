@@ -227,12 +227,12 @@ def curve(frame: pd.DataFrame, scores: Mapping[str, float], label: str) -> Figur
     return figure
 
 
-def scatter(frame: pd.DataFrame, r: float) -> Figure:
+def scatter(frame: pd.DataFrame, r: float | None) -> Figure:
     """Attribution against exact patching, with the largest effects and errors named.
 
     Args:
         frame: columns `attribution`, `exact` and `label`; a row for each place.
-        r: the rank correlation.
+        r: the rank correlation; None where it is not defined.
     """
     known = frame.dropna(subset=["attribution", "exact"])
     x, y = _floats(known, "exact", "attribution")
@@ -250,7 +250,7 @@ def scatter(frame: pd.DataFrame, r: float) -> Figure:
     axes.set_aspect("equal")
     names = [_short(str(label), 20) for label in known["label"]]
     _name_points(axes, x, y, names, high - low)
-    told = "not defined" if math.isnan(r) else f"{r:.3f}"
+    told = "not defined" if r is None else f"{r:.3f}"
     axes.set_title(f"rank correlation {told}, {len(known)} places")
     axes.set_xlabel("effect of exact patching")
     axes.set_ylabel("attribution")

@@ -11,8 +11,16 @@ import pandas as pd
 from interv.plan import PatchPlan
 from interv.plan.grid import Place
 from interv.plan.patch import PLACE_COLUMNS
-from interv.report.statistics import holm, rank_correlation, sem, sign_flip_tests, uncertainty
-from interv.report.tables import as_json
+from interv.report.statistics import (
+    INTERVAL,
+    correlation,
+    holm,
+    rank_correlation,
+    sem,
+    sign_flip_tests,
+    uncertainty,
+)
+from interv.report.tables import as_json, with_certain
 from interv.runner.journal import Journal
 from interv.runner.patch_steps import attributed, part_id
 from interv.runner.values import baseline_values, plain_values, scale, wanted_pairs
@@ -77,7 +85,7 @@ def summary_table(plan: PatchPlan, results: pd.DataFrame) -> pd.DataFrame:
     place = [*PLACE_COLUMNS, "metric"]
     columns = ["value", "clean", "corrupted"]
     if results.empty:
-        extra = ["mean", "relative_to", "over", "n", "sem", "ci_low", "ci_high"]
+        extra = ["mean", "relative_to", "over", "n", "sem", *INTERVAL]
         return pd.DataFrame(columns=[*place, *columns, *extra])
     grouped = results.groupby(place, sort=False, dropna=False)
     table = grouped[columns].mean()
@@ -88,14 +96,26 @@ def summary_table(plan: PatchPlan, results: pd.DataFrame) -> pd.DataFrame:
     spread = [_linearised(known[str(key[-1])], rows) for key, rows in grouped]
     found = uncertainty(spread, plan.spec.seed, statistics.level, statistics.resamples)
     table = table.assign(over="prompts", n=found["n"].to_numpy())
-    for name in ("sem", "ci_low", "ci_high"):
+    for name in ("sem", *INTERVAL):
         table[name] = found[name].to_numpy()
+    table = _with_certain(plan, table)
     if statistics.test:
         table["p"] = sign_flip_tests(effects, plan.spec.seed, statistics.permutations)
         table["p_holm"] = np.nan
         for _, rows in table.groupby("metric", sort=False):
             table.loc[rows.index, "p_holm"] = holm(rows["p"].to_numpy(dtype=float))
     return table
+
+
+def _with_certain(plan: PatchPlan, table: pd.DataFrame) -> pd.DataFrame:
+    """Give places at which no patch changes anything the interval that is known: of width zero.
+
+    A patch before the first token that differs puts back what is there already.
+    """
+    changes = {label.place for label in plan.labels if plan.width(label.cell)}
+    idle = {tuple(asdict(place).values()) for place in plan.places if place not in changes}
+    keys = [place_key(row) for _, row in table[list(PLACE_COLUMNS)].iterrows()]
+    return with_certain(table, [key in idle for key in keys])
 
 
 def _linearised(metric: MetricName, rows: pd.DataFrame) -> np.ndarray:
@@ -148,6 +168,8 @@ def prompts_table(plan: PatchPlan, journal: Journal) -> pd.DataFrame:
                 "correct": record["correct"],
                 "preferred": record["preferred"],
                 **{f"{run}_{of}": found.get(index, np.nan) for (of, run), found in values.items()},
+                "group": pair.group,
+                "stand_ins": len(plan.drawn[index]) if plan.drawn else None,
                 "patched": patched,
                 "left_out_because": reason,
                 "tokens": tokens,
@@ -165,7 +187,8 @@ def prompts_table(plan: PatchPlan, journal: Journal) -> pd.DataFrame:
         }
         for gone in plan.left_out
     ]
-    return pd.DataFrame(rows).sort_values("prompt_id", kind="stable").reset_index(drop=True)
+    table = pd.DataFrame(rows).sort_values("prompt_id", kind="stable").reset_index(drop=True)
+    return table.astype({"stand_ins": "Int64"})
 
 
 def attribution_table(plan: PatchPlan, journal: Journal, summary: pd.DataFrame) -> pd.DataFrame:
@@ -189,7 +212,7 @@ def attribution_table(plan: PatchPlan, journal: Journal, summary: pd.DataFrame) 
     )
     table = pd.DataFrame([asdict(place) for place in by_place], columns=list(PLACE_COLUMNS))
     table = table.assign(attribution=[float(np.mean(v)) for v in by_place.values()])
-    for name in ("n", "ci_low", "ci_high"):
+    for name in ("n", *INTERVAL):
         table[name] = found[name].to_numpy()
     of_metric = summary[summary["metric"] == metric.name]
     keys = [place_key(row) for _, row in of_metric[list(PLACE_COLUMNS)].iterrows()]
@@ -212,16 +235,21 @@ def verification(table: pd.DataFrame) -> dict[str, Any]:
     if len(both) < 2:
         return {"places": len(both)}
     worst = both.iloc[int(both["error"].abs().to_numpy().argmax())]
-    pearson = np.corrcoef(both["attribution"], both["exact"])[0, 1]
     return {
         "places": len(both),
-        "rank_correlation": rank_correlation(
-            both["attribution"].to_numpy(), both["exact"].to_numpy()
-        ),
-        "correlation": float(pearson),
+        **_correlations(both["attribution"].to_numpy(), both["exact"].to_numpy()),
         "worst_error": float(worst["error"]),
         "worst_place": described(worst),
     }
+
+
+def _correlations(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
+    """Return the correlation of values and of their ranks; where there is none, None and why."""
+    found = {"rank_correlation": rank_correlation(a, b), "correlation": correlation(a, b)}
+    if np.isfinite(list(found.values())).all():
+        return dict(found)
+    why = "no correlation is defined: one of the two does not vary over these places"
+    return {**dict.fromkeys(found), "correlation_note": why}
 
 
 def described(row: pd.Series[Any]) -> str:
@@ -275,7 +303,7 @@ def decomposition_table(plan: PatchPlan, journal: Journal) -> pd.DataFrame:
     statistics = plan.spec.statistics
     found = uncertainty(groups, plan.spec.seed, statistics.level, statistics.resamples)
     table = table.assign(mean=[float(g.mean()) for g in groups], n=found["n"].to_numpy())
-    for name in ("sem", "ci_low", "ci_high"):
+    for name in ("sem", *INTERVAL):
         table[name] = found[name].to_numpy()
     return table.astype({"layer": "Int64", "head": "Int64"})
 
@@ -285,7 +313,7 @@ _TOP_HEADS = 20
 
 def paths_against_direct(
     plan: PatchPlan, summary: pd.DataFrame, direct: pd.DataFrame
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """How heads' paths to the logits agree with their direct attribution; empty without either.
 
     A head's path is patched out of the clean run, or into the corrupted one: the first lowers
@@ -307,7 +335,8 @@ def paths_against_direct(
     second = both["mean_direct"].to_numpy(dtype=float)
     top = np.argsort(-np.abs(first), kind="stable")[:_TOP_HEADS]
     return {
-        "correlation": float(np.corrcoef(first, second)[0, 1]),
-        "rank_correlation": rank_correlation(first, second),
-        f"rank_correlation_of_top_{len(top)}": rank_correlation(first[top], second[top]),
+        **_correlations(first, second),
+        f"rank_correlation_of_top_{len(top)}": _correlations(first[top], second[top])[
+            "rank_correlation"
+        ],
     }

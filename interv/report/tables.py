@@ -10,10 +10,11 @@ import pandas as pd
 
 from interv.plan import TracePlan
 from interv.plan.trace import Label
-from interv.report.statistics import sem, uncertainty
+from interv.report.statistics import INTERVAL, sem, uncertainty
 from interv.runner.journal import Journal, Record
 from interv.runner.trace import wanted_prompts
 from interv.spec.schema import ROLES
+from interv.task.left_out import LeftOut
 
 Values = np.ndarray
 _SITE = ["component", "layer", "window", "severed"]
@@ -77,9 +78,10 @@ def _place(plan: TracePlan, label: Label) -> tuple[object, ...]:
 def summary_table(plan: TracePlan, journal: Journal, results: pd.DataFrame) -> pd.DataFrame:
     """One row for each place: what is reported, with its uncertainty.
 
-    `mean`, `sem`, `ci_low` and `ci_high` are of the effect; the interval is a 95 % percentile
-    bootstrap. `over` says what `n` counts: prompts, where the data has several (a role with
-    several tokens is averaged within its prompt first), else the one prompt's noise draws.
+    `mean`, `sem`, `ci_low` and `ci_high` are of the effect; the interval (95 %) is that of
+    `uncertainty`, and `no_interval` says why there is none. `over` says what `n` counts: prompts,
+    where the data has several (a role with several tokens is averaged within its prompt first),
+    else the one prompt's noise draws.
     """
     if len(plan.prompts) == 1:
         return _over_draws(plan, journal, results)
@@ -97,7 +99,18 @@ def summary_table(plan: TracePlan, journal: Journal, results: pd.DataFrame) -> p
     keys = pd.MultiIndex.from_frame(table[place])
     aligned = effects.reindex(keys).to_numpy(dtype=float)
     uncertain = uncertainty([row[~np.isnan(row)] for row in aligned], plan.spec.seed)
-    return _with_uncertainty(table, uncertain, "prompts")
+    table = _with_uncertainty(table, uncertain, "prompts")
+    changes = {_named(label) for label in plan.labels if plan.width(label.cell)}
+    lines = table[[*_SITE, "pos", "role"]].astype(object)
+    lines = lines.where(lines.notna(), None)
+    idle = [line not in changes for line in lines.itertuples(index=False, name=None)]
+    return with_certain(table, idle)
+
+
+def _named(label: Label) -> tuple[object, ...]:
+    """The line of a summary over prompts that a label belongs to."""
+    cell, pos = label.cell, None if label.role else label.cell.position
+    return (cell.component, label.layer, label.window, cell.sever or "", pos, label.role)
 
 
 def _over_draws(plan: TracePlan, journal: Journal, results: pd.DataFrame) -> pd.DataFrame:
@@ -111,13 +124,30 @@ def _over_draws(plan: TracePlan, journal: Journal, results: pd.DataFrame) -> pd.
     uncertain = uncertainty(effects, plan.spec.seed)
     columns = [*_SITE, "pos", "token", "role", "metric", "value", "clean", "corrupted"]
     table = results[columns].assign(mean=results["effect"])
-    return _with_uncertainty(table, uncertain, "draws")
+    table = _with_uncertainty(table, uncertain, "draws")
+    changes = [plan.width(label.cell) > 0 for label in plan.labels for _ in plan.spec.metric]
+    return with_certain(table, [not change for change in changes])
 
 
 def _with_uncertainty(table: pd.DataFrame, uncertain: pd.DataFrame, over: str) -> pd.DataFrame:
     extra = uncertain.set_index(table.index)
     out = table.assign(over=over, n=extra["n"])
-    return out.assign(**{name: extra[name] for name in ("sem", "ci_low", "ci_high")})
+    return out.assign(**{name: extra[name] for name in ("sem", *INTERVAL)})
+
+
+def with_certain(table: pd.DataFrame, idle: Sequence[bool]) -> pd.DataFrame:
+    """Give the rows of places at which nothing can change an interval of width zero.
+
+    Args:
+        table: a summary: `mean` and the columns of an interval.
+        idle: of each row, whether it is of such a place.
+    """
+    certain = np.asarray(idle) & (table["no_interval"] != "")
+    out = table.copy()
+    for end in ("ci_low", "ci_high"):
+        out.loc[certain, end] = out.loc[certain, "mean"]
+    out.loc[certain, "no_interval"] = ""
+    return out
 
 
 def to_csv(table: pd.DataFrame) -> str:
@@ -130,7 +160,7 @@ def to_csv(table: pd.DataFrame) -> str:
 def prompts_table(plan: TracePlan, journal: Journal) -> pd.DataFrame:
     """One row for each prompt: what it is, whether it was traced, and if not why."""
     wanted = set(wanted_prompts(plan, journal))
-    rows = []
+    rows: list[tuple[object, ...]] = []
     for index, prompt in plan.prompts.items():
         record = journal[plan.baselines[index]]
         top = plan.files.tokenizer.decode(record["top"]) if plan.files.tokenizer else ""
@@ -146,9 +176,16 @@ def prompts_table(plan: TracePlan, journal: Journal) -> pd.DataFrame:
                 *as_json(prompt.tokens, roles),
             )
         )
+    rows += [_unused(gone) for gone in plan.left_out]
     columns = ["prompt_id", "prompt", "subject", "subject_first", "subject_last", "answer", "top"]
     columns += ["correct", "p_clean", "p_corrupted", "traced", "left_out_because"]
-    return pd.DataFrame(rows, columns=[*columns, "tokens", "spans"])
+    table = pd.DataFrame(rows, columns=[*columns, "tokens", "spans"])
+    return table.sort_values("prompt_id", kind="stable").reset_index(drop=True)
+
+
+def _unused(gone: LeftOut) -> tuple[object, ...]:
+    """A line of prompts.csv about a row that nothing was computed of."""
+    return (gone.index, gone.text, *(None,) * 8, False, gone.reason, "", "")
 
 
 def as_json(tokens: Sequence[str], spans: Mapping[str, Sequence[int]]) -> tuple[str, str]:

@@ -20,6 +20,7 @@ from interv.report.figures import draw
 from interv.report.patch import draw_patch, patch_report
 from interv.report.reference_figures import draw_reference
 from interv.report.tables import prompts_table, results_table, summary_table, to_csv
+from interv.runner.folder import json_text
 from interv.runner.journal import JOURNAL, Journal, read
 from interv.runner.record import provenance
 from interv.spec import LoadedSpec, Spec
@@ -118,6 +119,7 @@ def write_report(plan: Plan, journal: Journal, folder: Path, record: dict[str, A
             **asked,
             "points": len(plan.cells),
             "points_from_other_runs": len(journal.adopted),
+            "notes": plan.notes,
             "prompts": len(tables["prompts"]),
             f"prompts_{used}": int(tables["prompts"][used].sum()),
             **findings,
@@ -125,7 +127,7 @@ def write_report(plan: Plan, journal: Journal, folder: Path, record: dict[str, A
             **journal.notes,
             "sessions": _sessions(folder, record),
         }
-        write_atomically(folder / RECORD, json.dumps(document, indent=1) + "\n")
+        write_atomically(folder / RECORD, json_text(document, 1) + "\n")
     results, summary, prompts = (tables[name] for name in ("results", "summary", "prompts"))
     return Report(results, summary, prompts, used, figures, verdicts, findings, certificate)
 
@@ -142,7 +144,7 @@ def write_collect_record(plan: CollectPlan, folder: Path, record: dict[str, Any]
         "environment": journal.environment,
         "sessions": _sessions(folder, record),
     }
-    write_atomically(folder / RECORD, json.dumps(document, indent=1) + "\n")
+    write_atomically(folder / RECORD, json_text(document, 1) + "\n")
 
 
 def _asked(plan: Plan | CollectPlan) -> dict[str, Any]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import psutil
 from filelock import FileLock, Timeout
@@ -66,6 +68,19 @@ def _told(holder: Path) -> str:
         with contextlib.suppress(psutil.Error):
             shown = f" ({' '.join(psutil.Process(found['pid']).cmdline())})"
     return f"process {found['pid']} on {found['host']}{shown}"
+
+
+def json_text(document: Any, indent: int | None = None) -> str:
+    """Return JSON in which a number that is not finite, which JSON has not, is null."""
+    return json.dumps(_finite(document), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def set_aside(folder: Path) -> Path | None:

@@ -198,6 +198,11 @@ def trace_steps(
     for index, key in plan.baselines.items():
         yield Step(f"clean and corrupted runs of prompt {index}", (key,), "baseline", index)
     wanted = _some_prompt(plan, journal)
+    if not any(cell.prompt in set(wanted) for cell in plan.cells):
+        raise IntervError(
+            f"the grid selects no point in any of the {len(wanted)} prompts that are left "
+            f"(data.keep: {plan.spec.data.keep}): choose grid.positions that they have"
+        )
     yield from pack_steps(
         plan, journal, executor, tokens, wanted, names=lambda i: plan.prompts[i].subject_text
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import ceil
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -130,7 +131,10 @@ class Intervention(Section):
     over: Literal["corrupted", "clean"] = Field(
         "corrupted", description="prompts that mean and resample take activations from"
     )
-    samples: int = Field(3, ge=1, le=1000, description="prompts that resample draws for each pair")
+    samples: int = Field(
+        3, ge=1, le=1000, description="other prompts that resample draws for each pair"
+    )
+    least: int = Field(5, ge=2, description="prompts that a mean is over, at least")
     trained: str | None = Field(
         None,
         description="folder of a trained intervention: only what it exchanges is exchanged, from "
@@ -142,8 +146,15 @@ class Intervention(Section):
     def _bare(cls, value: Any) -> Any:
         return {"type": value} if isinstance(value, str) else value
 
+    @property
+    def fewest(self) -> int:
+        """Prompts that an ablation needs to take activations from."""
+        return {"mean": self.least, "resample": self.samples}.get(self.type, 0)
+
     @model_validator(mode="after")
     def _exchanges(self) -> Intervention:
+        if "least" in self.model_fields_set and self.type != "mean":
+            raise wrong(f"least with {self.type}", "type: mean, or no least")
         if self.trained is not None and self.type in ("zero", "mean"):
             raise wrong(f"trained with {self.type}", "denoise, noise or resample")
         return self
@@ -272,15 +283,28 @@ class PathGrid(Section):
     )
 
 
+_BEYOND = 5  # resamples that should lie beyond each end of an interval
+
+
 class Statistics(Section):
     """Uncertainty over prompts."""
 
-    level: float = Field(0.95, gt=0, lt=1, description="of the bootstrap intervals")
-    resamples: int = Field(2000, ge=100, le=1_000_000)
+    level: float = Field(0.95, gt=0, lt=1, description="of the intervals of means")
+    resamples: int = Field(2000, ge=100, le=1_000_000, description="of their bootstrap")
     test: bool = Field(
         False, description="is an effect real? sign flips over prompts, Holm's correction"
     )
     permutations: int = Field(10_000, ge=100, le=10_000_000)
+
+    @model_validator(mode="after")
+    def _enough(self) -> Statistics:
+        needed = ceil(2 * _BEYOND / (1 - self.level))
+        if self.resamples < needed:
+            message = (
+                f"level {self.level:g} has tails that {self.resamples:,} resamples do not show"
+            )
+            raise wrong(message, f"resamples: {needed} or more, or a lower level")
+        return self
 
 
 class PatchFigures(FiguresSection):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from interv.spec import LoadedSpec
 from interv.spec.schema import LAST, MASK, Fact, FactsSection, TraceSpec
 from interv.task.encoder import Encoder, continued, look_alike, moved
 from interv.task.files import missing_file, read_records
+from interv.task.left_out import LeftOut, copy_of
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,11 @@ class Prompt:
         """Where the answer's tokens are predicted, counted from the end of `run_ids`."""
         first = self.read - len(self.ids) - len(self.answer_ids) + 1
         return range(first, first + len(self.answer_ids))
+
+    @property
+    def content(self) -> Hashable:
+        """What decides every value of the prompt: equal for copies."""
+        return self.ids, self.answer_ids, self.subject, self.corrupted_ids, self.read, self.behind
 
     @property
     def first_changed(self) -> int:
@@ -324,7 +330,7 @@ def _missing(record: dict[str, object], data: FactsSection, mark: Mark) -> Itera
 
 def read_prompts(
     loaded: LoadedSpec[TraceSpec], tokenizer: PromptTokenizer, *, masked: bool = False
-) -> tuple[list[Prompt], list[Problem]]:
+) -> tuple[list[Prompt], list[LeftOut], list[Problem]]:
     """Tokenise every fact of a spec.
 
     Args:
@@ -333,15 +339,19 @@ def read_prompts(
         masked: the model is a masked language model.
 
     Returns:
-        The prompts, and a problem for each fact that cannot be used.
+        The prompts, each once; copies of them; and a problem for each fact that cannot be used.
     """
     facts, problems = read_facts(loaded)
-    prompts: list[Prompt] = []
+    prompts: dict[Hashable, Prompt] = {}
+    copies: list[LeftOut] = []
     try:
         reader = make_reader(loaded, tokenizer, masked=masked)
         for fact, mark, index in facts:
             try:
-                prompts.append(reader.prompt(index, fact))
+                prompt = reader.prompt(index, fact)
+                first = prompts.setdefault(prompt.content, prompt)
+                if first is not prompt:
+                    copies.append(copy_of(index, prompt.text, first.index))
             except _WrongFactError as wrong:
                 if mark is None:
                     at = ("data", "facts", index, wrong.field)
@@ -350,4 +360,4 @@ def read_prompts(
                     problems.append(Problem(wrong.message, mark, wrong.expected))
     except ModelError as error:
         problems.append(loaded.problem(("model",), str(error)))
-    return prompts, problems
+    return list(prompts.values()), copies, problems

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 from interv.errors import ModelError, Problem, nearest
@@ -11,6 +11,7 @@ from interv.spec import LoadedSpec
 from interv.spec.patch import PairsSection, PatchSpec
 from interv.spec.schema import LAST, MASK
 from interv.task.encoder import Encoder, continued
+from interv.task.left_out import LeftOut, copy_of
 from interv.task.pair_texts import WrongPairError, pair_examples
 from interv.task.tasks import Example
 
@@ -25,10 +26,11 @@ class Pair:
         index: its row in the data, from 0; `prompt_id` in the results.
         ids, corrupted_ids: of the clean prompt, and of its counterfactual (None: it has none),
             of equal length; with the special tokens that the tokenizer adds.
-        answers, wrong: the texts, as they follow the prompt; the first answer is the answer.
+        answers, wrong: the texts, as they follow the prompt; several answers are all right.
         answer_ids, wrong_ids: token ids of each.
         spans: named positions; `END` is the last token of every prompt's text.
-        group: prompts that mean and resample ablation may take for each other.
+        group: names the template, length and positions of spans: prompts that have them in
+            common may stand in for each other under mean and resample ablation.
         read: the position that predicts the answer, or its first token.
         behind: how many special tokens follow the text.
     """
@@ -79,18 +81,19 @@ class Pair:
         """What is given of the answers before their last tokens, each once."""
         return tuple(dict.fromkeys(ids[:-1] for ids in self.all_ids))
 
+    @property
+    def content(self) -> Hashable:
+        """What decides every value of the pair: equal for copies, whatever order answers have."""
+        answers = frozenset(self.answer_ids), frozenset(self.wrong_ids)
+        return self.ids, self.corrupted_ids, *answers, self.read, self.behind
+
+    def source(self, over: str) -> Ids:
+        """The prompt that others' ablations take activations from."""
+        return self.ids if over == "clean" else self.corrupted_ids or ()
+
     def span(self, name: str) -> tuple[int, ...]:
         """Positions of a named span."""
         return self.spans[name]
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """A pair that is not used, and why."""
-
-    index: int
-    text: str
-    reason: str
 
 
 class _UnequalError(WrongPairError):
@@ -139,6 +142,8 @@ class _Reader:
             if given in [ids for _, ids in answers]:
                 message = f"the wrong answer {told!r} is the right one too"
                 raise WrongPairError("wrong", message, "another answer")
+        _check_apart(answers, "answer")
+        _check_apart(wrong, "wrong")
         spans = {**spans, **self.encoder.marks(ids)}
         return Pair(
             index=index,
@@ -153,7 +158,7 @@ class _Reader:
             wrong=tuple(told for told, _ in wrong),
             wrong_ids=tuple(given for _, given in wrong),
             spans=spans,
-            group=f"{example.template}|{len(ids.ids)}",
+            group=_group(example.template, len(ids.ids), spans),
             read=self._read(len(ids.ids), spans),
             behind=ids.behind,
         )
@@ -254,6 +259,26 @@ class _Reader:
         return spans[at][-1]
 
 
+def _check_apart(answers: Sequence[tuple[str, Ids]], field: str) -> None:
+    """Refuse answers of one list that are not apart: their probabilities are summed."""
+    for i, (told, ids) in enumerate(answers):
+        for other, its_ids in answers[:i]:
+            short, long = sorted((ids, its_ids), key=len)
+            if long[: len(short)] == short:
+                message = f"{told!r} and {other!r} begin alike: what they share would count twice"
+                raise WrongPairError(field, message, "answers of which none begins another")
+
+
+def _group(template: str, length: int, spans: Mapping[str, tuple[int, ...]]) -> str:
+    """Name what prompts that stand in for each other have in common: `1 ABBA, 15 tokens, IO 1`."""
+    places = [
+        f"{name} {positions[0]}" + (f"-{positions[-1]}" if len(positions) > 1 else "")
+        for name, positions in sorted(spans.items())
+        if name != LAST
+    ]
+    return ", ".join([*([template] if template else []), f"{length} tokens", *places])
+
+
 def read_pairs(
     loaded: LoadedSpec[PatchSpec], tokenizer: PromptTokenizer, *, masked: bool = False
 ) -> tuple[list[Pair], list[LeftOut], list[Problem]]:
@@ -265,7 +290,8 @@ def read_pairs(
         masked: the model is a masked language model.
 
     Returns:
-        The pairs, those left out, and a problem for each that cannot be used.
+        The pairs, each once; those left out, copies among them; and a problem for each that
+        cannot be used.
 
     Raises:
         SpecError: the data file cannot be read at all.
@@ -275,13 +301,16 @@ def read_pairs(
     corrupts = spec.intervention.over == "corrupted" and spec.intervention.type != "zero"
     needs = not ablates or corrupts or bool(spec.paths)
     reader = _Reader(Encoder(tokenizer, spec.model), spec.data, needs, masked)
-    pairs: list[Pair] = []
+    pairs: dict[Hashable, Pair] = {}
     left_out: list[LeftOut] = []
     examples, problems = pair_examples(loaded, tokenizer)
     try:
         for index, example, at, mark in examples:
             try:
-                pairs.append(reader.pair(index, example))
+                pair = reader.pair(index, example)
+                first = pairs.setdefault(pair.content, pair)
+                if first is not pair:
+                    left_out.append(_copy(pair, first))
             except WrongPairError as wrong:
                 if isinstance(wrong, _UnequalError) and spec.data.unequal == "leave_out":
                     left_out.append(LeftOut(index, example.clean, wrong.message))
@@ -300,7 +329,19 @@ def read_pairs(
     except ModelError as error:
         problems.append(loaded.problem(("model",), str(error)))
     if left_out and not pairs and not problems:
-        first = left_out[0]
-        message = f"no pair is left: pair {first.index}: {first.reason}"
+        gone = left_out[0]
+        message = f"no pair is left: pair {gone.index}: {gone.reason}"
         problems.append(loaded.problem(("data",), message, "pairs of equal token length"))
-    return pairs, left_out, problems
+    return list(pairs.values()), left_out, problems
+
+
+def _copy(pair: Pair, first: Pair) -> LeftOut:
+    """Leave a copy out.
+
+    Raises:
+        WrongPairError: it is none, because its places or its template are others.
+    """
+    if (pair.spans, pair.group) == (first.spans, first.group):
+        return copy_of(pair.index, pair.text, first.index)
+    message = f"the prompts and answers are those of pair {first.index}, spans or template are not"
+    raise WrongPairError("clean", message, "one pair, with all of its spans")

@@ -115,16 +115,21 @@ def _findings(record: Any) -> list[str]:
         sentence = f"At {against['places']} places attribution was compared with exact patching"
         if "rank_correlation" in against:
             sentence += (
-                f": rank correlation {against['rank_correlation']:.3f}, worst error "
+                f": rank correlation {_defined(against['rank_correlation'])}, worst error "
                 f"{against['worst_error']:+.3g} ({against['worst_place']})"
             )
         sentences.append(f"{sentence}.")
     if agreement := record.get("paths_against_direct_logit_attribution"):
         sentences.append(
             "Paths to the logits and direct logit attribution of heads have a rank correlation of "
-            f"{agreement['rank_correlation']:.3f}."
+            f"{_defined(agreement['rank_correlation'])}."
         )
     return sentences
+
+
+def _defined(correlation: float | None) -> str:
+    """A correlation in words: of values that do not vary there is none."""
+    return "not defined" if correlation is None else f"{correlation:.3f}"
 
 
 def place_of(row: Row) -> str:

@@ -91,18 +91,16 @@ def _intervals(run: RunFolder) -> list[str]:
     none = [row for row in rows if "ci_low" in row and row["ci_low"] in ("", "nan")]
     if not none:
         return []
-    few = max(int(number(row["n"])) for row in none)
+    reasons = Counter(row.get("no_interval") or "not said" for row in none)
+    why = "; ".join(f"{count:,}: {reason}" for reason, count in reasons.most_common(3))
     which = "No row has an interval"
     if len(none) < len(rows):
         which = f"{len(none):,} of {len(rows):,} rows have no interval"
-    return [
-        f"{which}: a bootstrap of fewer than five values ({few} here at most) covers far less than "
-        "it says."
-    ]
+    return [f"{which} ({why})."]
 
 
 def _circumstances(run: RunFolder) -> list[str]:
-    found = []
+    found = [f"{note[:1].upper()}{note[1:]}." for note in run.record.get("notes", ())]
     if any((session.get("git") or {}).get("dirty") for session in run.sessions):
         found.append("The working folder had changes that were not committed to git.")
     versions = {run.record["interv"], run.record["environment"]["interv"]}

@@ -244,9 +244,11 @@ def _statistics(run: RunFolder) -> Iterator[str]:
     )
     if known:
         yield (
-            f"ci_low and ci_high are the ends of a {level} percentile bootstrap interval of the "
-            f"mean effect ({resamples:,} resamples of {over}, seed {run.record['seed']}), for "
-            f"{known:,} of {len(rows):,} rows; sem is its standard error."
+            f"ci_low and ci_high are the ends of a {level} interval of the mean effect, a "
+            f"bootstrap-t that is nowhere narrower than Student's t ({resamples:,} resamples of "
+            f"{over}, seed {run.record['seed']}), for {known:,} of {len(rows):,} rows; sem is its "
+            "standard error. An effect that lives in few of the "
+            f"{over} and shows in none of those drawn is not covered."
         )
     else:
         yield f"sem is the standard error of the mean effect over {over}; no row has an interval."
