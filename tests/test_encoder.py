@@ -12,13 +12,14 @@ import transformers
 from torch import Tensor, nn
 
 from interv.errors import SpecError
-from interv.plan import CollectPlan, PatchPlan, TracePlan, plan_of
+from interv.plan import CollectPlan, PatchPlan, TracePlan, TrainPlan, plan_of
 from interv.report import patch_tables, tables
 from interv.runner.patch_steps import PATCH
 from interv.runner.sweep import run_sweep
 from interv.runner.trace import TRACE
 from interv.spec import load_spec
 from interv.task.encoder import Encoder, look_alike
+from interv.train.data import groups_of
 from tests import tokenizers_zoo as zoo_t
 
 ENDS = zoo_t.OTHERS["llama that appends an end"][1]
@@ -225,6 +226,51 @@ def test_an_answer_comes_before_what_the_tokenizer_appends(
     by_role = dict(zip(patch["role"], patch["value"], strict=True))
     assert by_role["whole"] == pytest.approx(expected, abs=1e-9)
     assert abs(by_role["prompt"] - expected) > 1e-6
+
+
+def _trained(folder: Path, template: str) -> TrainPlan:
+    causal = {
+        "variables": {
+            "place": ["capital", "city"],
+            "after": {"table": {"capital": "located", "city": "two"}, "of": "place"},
+        },
+        "output": "after",
+        "templates": [template],
+    }
+    plan = planned(
+        folder,
+        kind="train-das",
+        causal_model=causal,
+        variables="place",
+        data={"train": 4, "validation": 2, "test": 2},
+        intervention="vanilla",
+        grid={"component": "block_output", "positions": ["place", "END"]},
+    )
+    assert isinstance(plan, TrainPlan)
+    return plan
+
+
+def test_interchanges_have_the_special_tokens_and_are_read_where_the_model_predicts(
+    bert: Path, llama: Path
+) -> None:
+    """Exchanges of `train-das`: the text's end in a causal model, the mask in a masked one."""
+    for folder, template, mark in (
+        (llama, "The {place} is", 0),
+        (bert, "the {place} is [MASK] .", 1),
+    ):
+        tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder)
+        plan = _trained(folder, template)
+        assert plan.exchanges
+        for exchange in plan.exchanges:
+            base, ids = exchange.base, tokenizer(exchange.base.text).input_ids
+            assert list(base.ids) == ids
+            mask = ids.index(tokenizer.mask_token_id) if mark else None
+            assert base.read == (mask if mark else len(ids) - 2)
+            assert base.spans["END"] == (len(ids) - 2,)
+            assert tokenizer.decode([base.answer_id]).strip() == base.answer.strip()
+        group = groups_of(plan, "train")[0]
+        assert group.read is not None
+        assert group.read.tolist() == [e.base.read for e in group.said]
 
 
 def test_positions_that_are_collected_have_names(bert: Path, llama: Path) -> None:
