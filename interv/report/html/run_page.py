@@ -49,7 +49,7 @@ _TABLES = {
 _SHOWN = {
     "interv", "kind", "identity", "model", "seed", "environment", "sessions", "draw_seeds",
     "circuit", "attribution_against_patching", "paths_against_direct_logit_attribution",
-    "tensors", "plugin",
+    "tensors", "plugin", "notes",
 }  # fmt: skip
 _IMAGES = {
     "lines": "Lines with intervals",
