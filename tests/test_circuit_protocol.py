@@ -20,7 +20,7 @@ from tests import eap_ig
 from tests.test_patch import report_of
 
 PROMPTS = list(zip(eap_ig.CLEAN, eap_ig.CORRUPTED, eap_ig.ANSWERS, strict=True))
-# One more, so that either half has two; copies of it must not be on both sides.
+# One more, so that either half has two.
 PROMPTS.append(([8, 72, 41, 9, 90, 72, 14], [8, 72, 41, 9, 90, 41, 14], (41, 72)))
 WIDTH = 12  # of a head
 SIMPLE = {"method": "eap", "fractions": [0.5, 1.0]}
@@ -76,17 +76,17 @@ def pair(index: int, ids: tuple[int, ...]) -> Pair:
     )
 
 
-def test_copies_of_a_pair_are_on_one_side() -> None:
-    pairs = [pair(i, (5, i % 6, 7)) for i in range(24)]
+def test_pairs_are_held_out_by_the_seed() -> None:
+    pairs = [pair(i, (5, i, 7)) for i in range(6)]
     for seed in range(5):
         found = split(pairs, 0.5, seed)
-        assert found.scored | found.evaluated == set(range(24))
+        assert found.scored | found.evaluated == set(range(6))
         assert not found.scored & found.evaluated
-        assert {i % 6 for i in found.scored}.isdisjoint({i % 6 for i in found.evaluated})
-        assert len({i % 6 for i in found.evaluated}) == 3
+        assert len(found.evaluated) == 3
+        assert split(pairs[::-1], 0.5, seed) == found
     assert len({split(pairs, 0.5, seed) for seed in range(5)}) > 1
     everything = split(pairs, 0.0, 0)
-    assert everything.scored == everything.evaluated == set(range(24))
+    assert everything.scored == everything.evaluated == set(range(6))
     assert not split(pairs[:1], 0.5, 0).evaluated or not split(pairs[:1], 0.5, 0).scored
 
 
@@ -101,18 +101,17 @@ def test_edges_are_scored_on_other_pairs_than_circuits_are_evaluated_on(
     attribution = whole.tables["nodes"]["attribution"].tolist()
     found = []
     for scored in sides:
-        # The fifth is a copy of the fourth.
-        alone = [*scored, 3] if 3 in scored else scored
-        report = run(folder, tmp_path / str(scored), alone, circuit=circuit)
+        report = run(folder, tmp_path / str(scored), scored, circuit=circuit)
         if report.tables["nodes"]["attribution"].tolist() == pytest.approx(attribution):
             found.append(scored)
     [scored] = found
-    others = [i for i in which if i not in scored]
-    assert told == f"{len(others)} held-out pairs ({5 - len(others)} others gave the scores)"
+    # The fifth is a copy of the fourth, and counts on neither side.
+    others = [i for i in range(4) if i not in scored]
+    assert told == "2 held-out pairs (2 others gave the scores)"
     report = run(folder, tmp_path / "others", others, circuit=circuit)
     for name in ("clean", "empty"):
         assert scores_of(whole)[name] == pytest.approx(scores_of(report)[name], rel=1e-12)
-    assert set(whole.tables["curve"]["n"]) == {len(others)}
+    assert set(whole.tables["curve"]["n"]) == {2}
 
 
 def test_no_pair_left_on_one_side(folder: Path, tmp_path: Path) -> None:

@@ -182,3 +182,29 @@ def test_values_that_do_not_vary_have_no_correlation(
         assert against["rank_correlation"] is None and against["correlation"] is None
         assert "does not vary" in against["correlation_note"]
     assert cli("report", told["folder"]).code == 0
+
+
+def test_tails_that_the_resamples_do_not_show_are_refused(write_spec: SpecWriter) -> None:
+    with pytest.raises(SpecError) as caught:
+        plan_of(write_spec, PAIRS[:1], statistics={"level": 0.999})
+    assert "level 0.999 has tails that 2,000 resamples do not show" in str(caught.value)
+    assert "resamples: 10000 or more" in str(caught.value)
+    plan_of(write_spec, PAIRS[:1], statistics={"level": 0.999, "resamples": 10_000})
+
+
+def test_a_metric_of_a_plug_in_gets_whole_answers(write_spec: SpecWriter, tmp_path: Path) -> None:
+    """It is given one token id of each, which of a longer one was the first."""
+    plugin = tmp_path / "own.py"
+    plugin.write_text(
+        "import interv\n\n\n@interv.metric\ndef margin(logits, answers, wrong):\n"
+        "    return logits[:, answers[0]]\n"
+    )
+    for answer in ("Seattle", "Seattle Rome"):
+        data = {"pairs": [{**PAIRS[0], "answer": answer}]}
+        path = patch_spec(write_spec, data=data, metric="margin")
+        loaded = load_spec(path, (), kind="patch", plugin=plugin)
+        if answer == "Seattle":
+            assert make_patch_plan(loaded).metrics[0].of == "margin"
+            continue
+        with pytest.raises(SpecError, match="margin, a metric of a plug-in, needs answers of one"):
+            make_patch_plan(loaded)

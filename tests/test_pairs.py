@@ -85,8 +85,10 @@ def test_an_at_sign_in_the_text_is_text(write_spec: SpecWriter) -> None:
 
 
 def test_answers_of_several_tokens_have_tails(write_spec: SpecWriter) -> None:
-    pair = pair_of(write_spec, {**PAIR, "answer": ["Rome Berlin", "Rome"], "wrong": ["Rome Paris"]})
-    rome = pair.answer_ids[1][0]
+    pair = pair_of(
+        write_spec, {**PAIR, "answer": ["Rome Berlin", "London"], "wrong": ["Rome Paris"]}
+    )
+    rome = pair.answer_ids[0][0]
     assert [len(ids) for ids in pair.all_ids] == [2, 1, 2]
     assert pair.tails == ((rome,), ())
 
@@ -159,10 +161,13 @@ def test_every_kind_of_file_says_the_same(
         "place": "Space Needle",
         "group": "needle",
     }
+    other = {**record, "label": "Rome"}
     text = {
-        "json": json.dumps([record, record], indent=1),
-        "jsonl": "\n".join([json.dumps(record)] * 2),
-        "csv": "\n".join([",".join(record), *[",".join(record.values())] * 2]),
+        "json": json.dumps([record, other], indent=1),
+        "jsonl": "\n".join(map(json.dumps, (record, other))),
+        "csv": "\n".join(
+            [",".join(record), *[",".join(each.values()) for each in (record, other)]]
+        ),
     }
     (tmp_path / f"pairs.{kind}").write_text(text[kind])
     columns = {
@@ -210,7 +215,9 @@ def test_prompts_are_alike_by_template_and_length(write_spec: SpecWriter) -> Non
         "corrupted": OTHER + " Paris",
         "template": "t",
     }
-    pairs, _ = read(write_spec, {"pairs": [PAIR, PAIR, {**PAIR, "template": "t"}, longer]})
+    other = {**PAIR, "answer": "Rome"}
+    of_t = {**PAIR, "answer": "London", "template": "t"}
+    pairs, _ = read(write_spec, {"pairs": [PAIR, other, of_t, longer]})
     groups = [pair.group for pair in pairs]
     assert groups[0] == groups[1]
     assert len(set(groups)) == 3

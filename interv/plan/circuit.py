@@ -18,19 +18,20 @@ class Split(NamedTuple):
 
 
 def split(pairs: Sequence[Pair], held_out: float, seed: int) -> Split:
-    """Hold out a share of the distinct pairs, drawn with the seed; copies stay together.
+    """Hold out a share of the pairs, which are distinct, drawn with the seed.
 
     Returns:
         Without a share to hold out, all pairs on both sides; a side may be empty where there are
-        too few distinct pairs.
+        too few pairs.
     """
-    by_content: dict[str, list[int]] = {}
-    for pair in pairs:
-        content = [pair.ids, pair.corrupted_ids, pair.answer_ids, pair.wrong_ids, pair.read]
-        by_content.setdefault(json.dumps(content), []).append(pair.index)
     everything = frozenset(pair.index for pair in pairs)
     if not held_out:
         return Split(everything, everything)
-    drawn = sorted(by_content, key=lambda c: hashlib.sha256(f"{seed}|{c}".encode()).hexdigest())
-    out = {i for content in drawn[: round(held_out * len(drawn))] for i in by_content[content]}
-    return Split(everything - out, frozenset(out))
+    drawn = sorted(pairs, key=lambda pair: _rank(seed, pair))
+    out = frozenset(pair.index for pair in drawn[: round(held_out * len(drawn))])
+    return Split(everything - out, out)
+
+
+def _rank(seed: int, pair: Pair) -> str:
+    content = [pair.ids, pair.corrupted_ids, pair.answer_ids, pair.wrong_ids, pair.read]
+    return hashlib.sha256(f"{seed}|{json.dumps(content)}".encode()).hexdigest()
