@@ -373,7 +373,7 @@ def test_files_before_training() -> None:
         assert token != tokenizer.unk_id
         assert tokenizer.decode(token) == word
     assert tokenizer.encode("The France", bos=True).ids[0] == tokenizer.bos_id == 0
-    assert not tokenizer.adds_bos
+    assert tokenizer.added == ((), ())
     assert files.facts.vocab_size == len(tokenizer_words(files.folder))
     assert not list(files.folder.glob("*.safetensors"))
 

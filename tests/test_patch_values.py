@@ -15,7 +15,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from interv.errors import EngineError
+from interv.errors import EngineError, SpecError
 from interv.plan import PatchPlan, make_patch_plan
 from interv.report.patch_tables import results_table
 from interv.runner.patch_steps import PATCH
@@ -704,6 +704,12 @@ def test_whole_takes_in_the_answer_in_sets_and_paths(
             given = logits.double().log_softmax(-1)
             expected = sum(float(given[first + k, token]) for k, token in enumerate(answer))
         assert row["value"] == close(expected), row
+
+
+def test_a_mean_over_given_answers_is_refused(gpt2_folder: Path) -> None:
+    grid = {"component": MLP, "positions": "whole"}
+    with pytest.raises(SpecError, match=r"no mean at an answer's tokens[^$]*expected prompt"):
+        plan_of(gpt2_folder, data={"pairs": SEVERAL}, intervention="mean", grid=grid)
 
 
 def test_several_metrics_in_one_run_are_each_alone(gpt2_folder: Path, tmp_path: Path) -> None:

@@ -309,7 +309,7 @@ def test_the_record_says_what_is_needed_to_run_it_again(
     record = json.loads((folder / "run.json").read_text())
     assert record["seed"] == 7
     assert record["environment"]["torch"] == torch.__version__
-    assert record["model"]["prepend_bos"] is False
+    assert record["model"]["special_tokens"] == [[], []]
     assert record["environment"]["executor"] == "suffix"
     certificate = record["sessions"][0]["certificate"]
     assert certificate["difference"] <= certificate["allowed"]
@@ -429,8 +429,17 @@ def test_other_families_give_the_same_table_on_both_executors(
         {"component": ["mlp_output", "attention_output"], "window": 2},
         {"component": "block_output", "sever": "attention_output"},
     ]
+    tokenizer, text = gpt2_folder, PROMPT
+    if kind in zoo.ENCODERS:
+        # It predicts at a mask, for which one token is taken here.
+        tokenizer, text = tmp_path / "masks", f"{PROMPT}<s>"
+        tokenizer.mkdir()
+        (tokenizer / "tokenizer.json").write_text((gpt2_folder / "tokenizer.json").read_text())
+        (tokenizer / "tokenizer_config.json").write_text(json.dumps({"mask_token": "<s>"}))
+    fact = {"prompt": text, "subject": "The Space Needle", "answer": "Seattle"}
     path = write_spec(
-        model={"config": config, "tokenizer": str(gpt2_folder), "dtype": "float64"},
+        model={"config": config, "tokenizer": str(tokenizer), "dtype": "float64"},
+        data={"facts": [fact], "keep": "all"},
         grid=grid,
         metric="log_probability",
     )
@@ -441,7 +450,7 @@ def test_other_families_give_the_same_table_on_both_executors(
         record = json.loads((folder / "run.json").read_text())
         assert record["environment"]["executor"] == executor
     pd.testing.assert_frame_equal(tables["suffix"], tables["reference"], rtol=1e-6, atol=1e-6)
-    assert len(tables["suffix"]) == 3 * 6 * 7
+    assert len(tables["suffix"]) == 3 * (7 if kind in zoo.ENCODERS else 6) * 7
     assert (tables["suffix"]["effect"].abs() > 1e-3).mean() > 0.4, "hardly anything had an effect"
 
 
