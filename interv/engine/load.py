@@ -22,6 +22,7 @@ from interv.models import ModelFacts, ModelFiles
 from interv.models.anatomy import Anatomy
 from interv.models.checkpoint import Weights
 from interv.models.config import read_facts
+from interv.models.known_faults import refuse_known_faults
 from interv.spec.schema import ModelSection
 
 _EMBEDDED_TOGETHER = 4096  # tokens
@@ -42,7 +43,7 @@ def load_model(files: ModelFiles, section: ModelSection, seed: int, device: str)
 
     Raises:
         ModelError: the weights are not at hand or do not fill the model, or the device or the
-            attention implementation is not to be had.
+            attention implementation is not to be had or known to be wrong.
     """
     where = _device(device)
     options: dict[str, Any] = {"dtype": getattr(torch, section.dtype)}
@@ -72,6 +73,7 @@ def load_model(files: ModelFiles, section: ModelSection, seed: int, device: str)
         kind = type(error).__name__
         raise ModelError(f"{files.label}: cannot be loaded: {kind}: {error}") from error
     facts = _compare(files, module)
+    refuse_known_faults(module.config.to_dict(), module.config._attn_implementation)
     module.eval().requires_grad_(False)
     return LoadedModel(
         module,

@@ -11,6 +11,7 @@ from interv.errors import ModelError, Problem, SpecError, nearest
 from interv.models import ModelFacts, ModelFiles, locate
 from interv.models.anatomy import Anatomy, as_path
 from interv.models.cache import file_hash
+from interv.models.known_faults import refuse_known_faults
 from interv.spec import LoadedSpec, Spec, axes
 from interv.spec.schema import TraceGrid, TraceSpec
 from interv.task import Prompt
@@ -20,10 +21,13 @@ def located(loaded: LoadedSpec[Any]) -> ModelFiles:
     """The files of a spec's model.
 
     Raises:
-        SpecError: there can be none.
+        SpecError: there can be none, or the installed versions compute it wrongly.
     """
+    section = loaded.spec.model
     try:
-        return locate(loaded.spec.model, loaded.spec.seed)
+        files = locate(section, loaded.spec.seed)
+        refuse_known_faults(files.config or {}, section.attn_implementation)
+        return files
     except ModelError as error:
         raise SpecError([model_problem(loaded, error)]) from None
 

@@ -24,6 +24,7 @@ from interv.engine import Mean, ReferenceExecutor, Run, Site, load_model
 from interv.engine.memory import halving
 from interv.errors import ResumeError, UsageError
 from interv.models.anatomy import is_by_head
+from interv.models.known_faults import avoided_faults
 from interv.plan.collect import CollectPlan
 from interv.runner import journal as journals
 from interv.runner import record as records
@@ -76,6 +77,7 @@ def run_collect(
         return {
             "seconds": round(time.monotonic() - began, 1),
             "peak_memory_bytes": records.peak_memory(),
+            "known_faults_avoided": avoided_faults(plan.files.config),
         }
 
 

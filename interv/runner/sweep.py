@@ -21,6 +21,7 @@ from interv.engine.hooks import foreign_hooks
 from interv.engine.load import load_model
 from interv.engine.memory import halving
 from interv.errors import EngineError, ResumeError
+from interv.models.known_faults import avoided_faults
 from interv.plan import Cell, ExecutorName, Pack, Plan, make_packs, max_tokens
 from interv.runner import journal as journals
 from interv.runner import record as records
@@ -280,6 +281,7 @@ def _swept(
         {
             "seconds": round(time.monotonic() - began, 1),
             "peak_memory_bytes": records.peak_memory(),
+            "known_faults_avoided": avoided_faults(plan.files.config),
             "certificate": certificate.as_dict() if certificate else None,
         },
     )
