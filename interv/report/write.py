@@ -17,6 +17,7 @@ from interv.report.claims import Verdict, cells_table, check_claims, verdicts_ta
 from interv.report.corruption import corruption
 from interv.report.das import draw_train, train_report
 from interv.report.figures import draw
+from interv.report.fonts import without_font
 from interv.report.patch import draw_patch, grid_tables, patch_report
 from interv.report.reference_figures import draw_reference
 from interv.report.tables import prompts_table, results_table, summary_table, to_csv
@@ -42,6 +43,7 @@ class Report:
         findings: numbers that are no table, for people and for the record.
         certificate: of this session, with the share of effects that are below what it allows;
             None where nothing was certified.
+        unshown: characters of tokens that no installed font has, so that figures lack them.
     """
 
     results: pd.DataFrame
@@ -52,6 +54,7 @@ class Report:
     verdicts: list[Verdict]
     findings: dict[str, Any] = field(default_factory=dict)
     certificate: dict[str, Any] | None = None
+    unshown: str = ""
 
 
 def write_start(loaded: LoadedSpec[Spec], folder: Path) -> None:
@@ -130,7 +133,18 @@ def write_report(plan: Plan, journal: Journal, folder: Path, record: dict[str, A
         }
         write_atomically(folder / RECORD, json_text(document, 1) + "\n")
     results, summary, prompts = (tables[name] for name in ("results", "summary", "prompts"))
-    return Report(results, summary, prompts, used, figures, verdicts, findings, certificate)
+    texts = (token for tokens in prompts.get("tokens", ()) for token in json.loads(tokens))
+    return Report(
+        results,
+        summary,
+        prompts,
+        used,
+        figures,
+        verdicts,
+        findings,
+        certificate,
+        without_font(texts),
+    )
 
 
 def write_finished(plan: Plan, folder: Path) -> bool:
