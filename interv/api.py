@@ -191,15 +191,20 @@ def carry_out(
     say: Callable[[str], None] = lambda _: None,
 ) -> Done:
     """Run a sweep in its folder, or go on with it, and write all that comes of it."""
-    from interv.report.write import write_report
+    from interv.report.write import write_finished, write_report
 
     with _folder(made, outputs, fresh=fresh, say=say) as folder:
         # Torch takes seconds to import: not before the folder is known to be ours.
         from interv.runner.kinds import kind_of
         from interv.runner.sweep import run_sweep
 
-        outcome = run_sweep(made, kind_of(made), folder, progress, adopt=not fresh)
-        report = write_report(made, outcome.journal, folder, outcome.record)
+        try:
+            outcome = run_sweep(made, kind_of(made), folder, progress, adopt=not fresh)
+            report = write_report(made, outcome.journal, folder, outcome.record)
+        except Exception:
+            if write_finished(made, folder):
+                say(f"the grid is done: {folder / 'results.csv'} has it; what follows failed")
+            raise
     return Done(folder, report, outcome.journal, bool(outcome.record))
 
 

@@ -48,6 +48,12 @@ FACTS = GOOD[GOOD.index("  facts:") : GOOD.index("corrupt:")]
 CASES = [
     Case("wrong key", "layers: all", "layer: all", 14, ("unknown key 'layer'", "mean 'layers'")),
     Case("wrong top key", "grid:", "gird:", 12, ("unknown key 'gird'", "mean 'grid'")),
+    Case("tokens of one fact", "kind: trace", "kind: trace\naverage: tokens", 2,
+         ("average: tokens of one fact", "several facts")),
+    Case("no role to average", "kind: trace", "kind: trace\naverage: tokens", 2,
+         ("no fact has several tokens of a role",),
+         arguments=("data.facts=[{prompt: The Space Needle, subject: The Space, answer: a}, "
+                    "{prompt: The Old Bridge, subject: The Old, answer: a}]",)),
     Case("wrong type", "level: 1.0", "level: [1]", 11, ("corrupt", "expected")),
     Case("number as string", "level: 1.0", "level: '1.0'", 11, ("'1.0'", "a multiple like 3s")),
     Case("noise below zero", "level: 1.0", "level: -2s", 11, ("-2s", "above 0")),

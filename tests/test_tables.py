@@ -10,6 +10,7 @@ from interv.plan import Plan, make_plan
 from interv.report.tables import prompts_table, results_table, summary_table
 from interv.runner.journal import Journal
 from interv.spec import load_spec
+from interv.spec.schema import ROLES
 from tests.conftest import PROMPT, SpecWriter
 
 FACTS = [
@@ -81,6 +82,44 @@ def test_a_role_is_averaged_within_its_prompt_first(write_spec: SpecWriter) -> N
     assert row["mean"] == pytest.approx(by_prompt.mean())
     assert row["sem"] == pytest.approx(by_prompt.std(ddof=1) / np.sqrt(3))
     assert len(summary) == 6
+
+
+def test_tokens_of_all_facts_alike_as_the_authors_average_them(write_spec: SpecWriter) -> None:
+    """Tokens are concatenated over facts, and low scores averaged over facts, as their notebook."""
+    sections = {
+        "data": {"facts": FACTS, "keep": "all"},
+        "grid": {"component": "block_output", "positions": ["roles", 0], "layers": [1]},
+        "metric": ["probability", "logit"],
+    }
+    plan, _, results, summary = tables(write_spec(average="tokens", **sections))
+    *_, apart = tables(write_spec(**sections))
+    assert summary.columns.tolist() == apart.columns.tolist()
+    for metric in ("probability", "logit"):
+        of_metric = results[results["metric"] == metric]
+        low = [of_metric[of_metric["prompt_id"] == p]["corrupted"].iloc[0] for p in plan.prompts]
+        for role in ROLES:
+            scores = [
+                of_metric[(of_metric["prompt_id"] == p) & (of_metric["role"] == role)]["value"]
+                for p in plan.prompts
+            ]
+            right = np.concatenate(scores).mean() - np.mean(low)
+            row = summary[(summary["role"] == role) & (summary["metric"] == metric)].iloc[0]
+            other = apart[(apart["role"] == role) & (apart["metric"] == metric)].iloc[0]
+            assert row["mean"] == pytest.approx(right)
+            assert row["value"] - row["corrupted"] == pytest.approx(row["mean"])
+            assert (row["over"], row["n"]) == ("prompts", 3)
+            one_each = all(len(values) == 1 for values in scores)
+            assert (row["mean"] == pytest.approx(other["mean"])) == one_each
+            # A ratio of means over facts: its variance by the delta method.
+            counts = np.array([len(values) for values in scores])
+            sums = np.array([values.sum() for values in scores])
+            ratio = sums.sum() / counts.sum()
+            part = (sums - ratio * counts) / counts.mean() - np.array(low)
+            assert row["sem"] == pytest.approx(part.std(ddof=1) / np.sqrt(3))
+    by_index = ["pos", "mean", "sem", "n"]
+    pd.testing.assert_frame_equal(
+        summary[summary["role"] == ""][by_index], apart[apart["role"] == ""][by_index]
+    )
 
 
 def test_one_draw_of_one_prompt_has_no_interval(write_spec: SpecWriter) -> None:

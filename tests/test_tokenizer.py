@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, processors
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from interv.errors import ModelError
 from interv.models.tokenizer import PromptTokenizer, byte_level_bpe
@@ -93,3 +93,23 @@ def byte_alphabet() -> list[str]:
     from tokenizers import pre_tokenizers
 
     return sorted(pre_tokenizers.ByteLevel.alphabet())
+
+
+@given(st.text(min_size=1, max_size=12))
+def test_tokens_of_single_bytes_are_told_apart(text: str) -> None:
+    """Each byte of a character that is not a token is shown as its code, and nothing else."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = PromptTokenizer(byte_level_bpe({c: i for i, c in enumerate(alphabet)}, []))
+    shown = [tokenizer.decode(i) for i in tokenizer.encode(text).ids]
+    assert shown == [chr(b) if b < 0x80 else f"<{b:02X}>" for b in text.encode()]
+
+
+def test_bytes_of_a_character_and_a_part_of_the_next() -> None:
+    """A merged token may end within a character; SentencePiece writes single bytes by name."""
+    east = "".join(chr(c) for c in (0xE6, 0x13F, 0xB1))  # as GPT-2's vocabulary writes 東
+    vocab = {piece: i for i, piece in enumerate(["Ġ" + east + "æ", east, "Ļ"])}
+    tokenizer = PromptTokenizer(byte_level_bpe(vocab, []))
+    assert [tokenizer.decode(i) for i in range(3)] == [" 東<E6>", "東", "<99>"]
+    pieces = Tokenizer(models.BPE({"<unk>": 0, "<0xE6>": 1, "<0x41>": 2}, [], byte_fallback=True))
+    pieces.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    assert [PromptTokenizer(pieces).decode(i) for i in (1, 2)] == ["<E6>", "A"]

@@ -68,6 +68,11 @@ def _describe(console: Console, done: Done, tell: Tell) -> None:
         for told in shares(done.report.certificate, TOLD):
             console.say(f"{told}: by so much may the two executors differ in rounding")
     console.verdicts(done.report.verdicts)
+    if unshown := done.report.unshown:
+        console.say(
+            f"no installed font has {unshown[:20]}{'…' if len(unshown) > 20 else ''}: figures show "
+            "· for them until one is installed (Noto Sans CJK has Chinese, Japanese and Korean)"
+        )
     console.say(f"{len(done.report.figures)} figure files in {done.folder / 'figures'}")
 
 

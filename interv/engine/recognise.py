@@ -16,18 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from interv.engine.arithmetic import (
-    BLOCK_INPUT,
-    BLOCK_OUTPUT,
-    Trial,
     arrives_by_head,
     divides,
     factors_of,
     find_stream,
     gates,
-    ordinary_tokens,
+    is_parallel,
     same_to_rounding,
 )
 from interv.engine.attention import Call, routing
+from interv.engine.trial import BLOCK_INPUT, BLOCK_OUTPUT, Trial, ordinary_tokens
 from interv.errors import EngineError, ModelError
 from interv.models.anatomy import Anatomy, Place
 from interv.models.config import ModelFacts
@@ -193,6 +191,9 @@ def _stream(trial: Trial, names: _Names, facts: ModelFacts) -> dict[str, Stand]:
                 found[f"{part}_residual"] = branch.residual
     if stream.middle:
         found["resid_mid"] = Stand(stream.middle, "input", shared=True)
+    elif stream.mlp and stream.mlp.residual == stream.mlp.output and not is_parallel(trial, stream):
+        # A sum without a middle is taken for that of a parallel block, by edges for one.
+        found.pop("mlp_residual", None)
     return found
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
+import functools
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +15,33 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from interv.errors import ModelError
 from interv.models.cache import text_hash
 from interv.models.chat import ChatTemplates
+
+_SHOWN = "interv.shown"
+
+
+def _show_bytes(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeDecodeError)
+    wrong = error.object[error.start : error.end]
+    return "".join(f"<{byte:02X}>" for byte in wrong), error.end
+
+
+codecs.register_error(_SHOWN, _show_bytes)
+
+
+@functools.cache
+def _byte_of() -> dict[str, int]:
+    """The byte that each character of a byte-level vocabulary is (GPT-2's `bytes_to_unicode`)."""
+    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in shown]
+    return {chr(b): b for b in shown} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+def _bytes_of(piece: str) -> bytes | None:
+    """What a vocabulary's entry is in bytes; None where it is not written as bytes."""
+    if single := re.fullmatch(r"<0x([0-9A-F]{2})>", piece):
+        return bytes.fromhex(single[1])
+    found = [_byte_of().get(character) for character in piece]
+    return None if None in found else bytes(byte for byte in found if byte is not None)
 
 
 @dataclass(frozen=True)
@@ -121,8 +151,13 @@ class PromptTokenizer:
         return Tokens(ids, offsets, before, behind)
 
     def decode(self, token: int) -> str:
-        """The text of one token."""
-        return str(self._backend.decode([token], skip_special_tokens=False))
+        """Return the text of one token; of bytes that are no whole character, `<E6><9D>`."""
+        text = str(self._backend.decode([token], skip_special_tokens=False))
+        if "\ufffd" not in text:
+            return text
+        piece = self._backend.id_to_token(token) or ""
+        data = _bytes_of(piece)
+        return text if data is None else data.decode("utf-8", _SHOWN)
 
     def chat(self, prompt: str, name: str | None = None, date: str | None = None) -> str:
         """Return `prompt` as a user's turn, up to where the assistant's answer begins.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -152,6 +153,7 @@ def make_plan(loaded: LoadedSpec[TraceSpec], *, only_check: bool = False) -> Tra
             problems += check_prompts(loaded, prompts, files.facts)
         problems += check_metrics(loaded, prompts)
         problems += _check_places(loaded, prompts)
+        problems += _check_average(loaded, prompts)
     if problems:
         raise SpecError(problems)
     noisy = isinstance(spec.corrupt, NoiseCorruption)
@@ -188,6 +190,24 @@ def _check_places(loaded: LoadedSpec[TraceSpec], prompts: Sequence[Prompt]) -> I
                 yield loaded.problem(
                     ("grid", i, "positions"), message, f"one of: {', '.join(have)}"
                 )
+
+
+def _check_average(loaded: LoadedSpec[TraceSpec], prompts: Sequence[Prompt]) -> Iterator[Problem]:
+    """Refuse an average over tokens where there is nothing to pool."""
+    if loaded.spec.average != "tokens" or not prompts:
+        return
+    several = any(
+        role and count > 1
+        for prompt in prompts
+        for grid in loaded.spec.grid
+        for role, count in Counter(r for _, r in _places(prompt, grid, several=True)).items()
+    )
+    expected = "several facts, and a role that some fact has several tokens of (middle_subject)"
+    if len(prompts) < 2:
+        yield loaded.problem(("average",), "average: tokens of one fact", expected)
+    elif not several:
+        message = "average: tokens, but no fact has several tokens of a role of the grid"
+        yield loaded.problem(("average",), message, expected)
 
 
 def _labels(
@@ -266,5 +286,5 @@ def _prompt_keys(
 def _identity(spec: TraceSpec, files: ModelFiles, prompt_keys: list[str]) -> str | None:
     if files.identity is None or files.tokenizer is None:
         return None
-    dump = spec.model_dump(mode="json", include={"kind", "seed", "grid", "metric"})
+    dump = spec.model_dump(mode="json", include={"kind", "seed", "grid", "metric", "average"})
     return text_hash(json.dumps([dump, spec.data.keep, prompt_keys], sort_keys=True))

@@ -17,7 +17,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from interv.report.figures import plain
+from interv.report.fonts import plain
 from interv.report.patch_figures import (
     _ABSENT,
     _CHARACTER,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +12,10 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, findfont, get_font
 
 from interv.plan import TracePlan
 from interv.report.corruption import Corruption, corruption
+from interv.report.fonts import fit_fonts, plain
 from interv.report.tables import by_site
 from interv.spec.schema import ROLES, FiguresSection
 
@@ -287,20 +286,10 @@ def _lines(summary: pd.DataFrame, metric: str, model: str, warning: str) -> Figu
     return figure
 
 
-def plain(text: str) -> str:
-    """Text that matplotlib prints as it is: no mathematics, nothing without a shape."""
-    shown = "".join(c if c.isprintable() and ord(c) in _shapes() else "·" for c in text)
-    return shown.replace("$", r"\$")
-
-
-@functools.cache
-def _shapes() -> frozenset[int]:
-    return frozenset(get_font(findfont(FontProperties())).get_charmap())
-
-
 def files_of(section: FiguresSection, stem: str, figure: Figure) -> Iterator[tuple[str, bytes]]:
     """A figure in each of the formats asked for, as (file name, content)."""
     # The same run writes the same bytes: no dates.
+    fit_fonts(figure)
     dates = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
     for kind in section.formats:
         buffer = io.BytesIO()

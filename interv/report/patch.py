@@ -51,11 +51,17 @@ class PatchReport:
     circuit: CircuitReport | None = None
 
 
-def patch_report(plan: PatchPlan, journal: Journal) -> PatchReport:
-    """Every table, made from the journal."""
+def grid_tables(plan: PatchPlan, journal: Journal) -> dict[str, pd.DataFrame]:
+    """Return what the grid alone gives."""
     results = results_table(plan, journal)
     summary = summary_table(plan, results)
-    tables = {"results": results, "summary": summary, "prompts": prompts_table(plan, journal)}
+    return {"results": results, "summary": summary, "prompts": prompts_table(plan, journal)}
+
+
+def patch_report(plan: PatchPlan, journal: Journal) -> PatchReport:
+    """Every table, made from the journal."""
+    tables = grid_tables(plan, journal)
+    summary = tables["summary"]
     findings: dict[str, Any] = {}
     files: dict[str, str] = {}
     scores: dict[str, float] = {}

@@ -87,7 +87,7 @@ def circuit_report(plan: PatchPlan, journal: Journal) -> CircuitReport:
     et al. 2025, arXiv 2504.13151), completeness and minimality those of Wang et al. 2022.
     """
     scored, evaluated = halves(plan, wanted_pairs(plan, journal))
-    ranks = rank(plan, edge_scores(plan, journal, scored))
+    ranks = rank(plan, journal, edge_scores(plan, journal, scored))
     values = _Values(plan, journal, scored, evaluated)
     curve = _curve(ranks, values)
     kept = ranks.kept(n_chosen(plan, ranks))

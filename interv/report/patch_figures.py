@@ -20,7 +20,7 @@ from matplotlib.patches import FancyBboxPatch, PathPatch
 from matplotlib.path import Path
 from matplotlib.ticker import MaxNLocator
 
-from interv.report.figures import plain
+from interv.report.fonts import plain
 
 _EFFECT = "RdBu"
 _ABOVE, _BELOW = "#2166AC", "#B2182B"

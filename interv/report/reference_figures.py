@@ -13,7 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from interv.report.claims import Verdict
-from interv.report.figures import STYLE, files_of, plain
+from interv.report.figures import STYLE, files_of
+from interv.report.fonts import plain
 from interv.spec.schema import FiguresSection
 
 _APART = ("metric", "component", "severed", "receiver", "set", "window", "exchanged", "type")

@@ -80,8 +80,8 @@ def summary_table(plan: TracePlan, journal: Journal, results: pd.DataFrame) -> p
 
     `mean`, `sem`, `ci_low` and `ci_high` are of the effect; the interval (95 %) is that of
     `uncertainty`, and `no_interval` says why there is none. `over` says what `n` counts: prompts,
-    where the data has several (a role with several tokens is averaged within its prompt first),
-    else the one prompt's noise draws.
+    where the data has several (a role with several tokens is averaged within its prompt first, or
+    under `average: tokens` over all prompts), else the one prompt's noise draws.
     """
     if len(plan.prompts) == 1:
         return _over_draws(plan, journal, results)
@@ -98,13 +98,52 @@ def summary_table(plan: TracePlan, journal: Journal, results: pd.DataFrame) -> p
     table = table.rename(columns={"effect": "mean"})
     keys = pd.MultiIndex.from_frame(table[place])
     aligned = effects.reindex(keys).to_numpy(dtype=float)
-    uncertain = uncertainty([row[~np.isnan(row)] for row in aligned], plan.spec.seed)
+    spread = [row[~np.isnan(row)] for row in aligned]
+    if plan.spec.average == "tokens":
+        spread = _pooled(frame, table, place, spread)
+    uncertain = uncertainty(spread, plan.spec.seed)
     table = _with_uncertainty(table, uncertain, "prompts")
     changes = {_named(label) for label in plan.labels if plan.width(label.cell)}
     lines = table[[*_SITE, "pos", "role"]].astype(object)
     lines = lines.where(lines.notna(), None)
     idle = [line not in changes for line in lines.itertuples(index=False, name=None)]
     return with_certain(table, idle)
+
+
+def _pooled(
+    frame: pd.DataFrame, table: pd.DataFrame, place: list[str], spread: Sequence[Values]
+) -> list[Values]:
+    """Put means over the tokens of all prompts into a summary's roles.
+
+    As `average_causal_effects.ipynb` of Meng et al. 2022 has it: the mean of a role's tokens, whose
+    ever they are, less the mean of the corrupted runs over all prompts.
+
+    Args:
+        frame: the results.
+        table: the summary, whose roles are changed in place.
+        place: the columns that name a place.
+        spread: for each row each prompt's part in the mean.
+
+    Returns:
+        The same for what the rows are now. A role's mean is a ratio, of the sum over tokens and
+        their number: a prompt's part is by the delta method.
+    """
+    ends = frame.groupby(["metric", "prompt_id"])[["clean", "corrupted"]].first()
+    groups = [rows for _, rows in frame.groupby(place, sort=False, dropna=False)]
+    found = list(spread)
+    for i, rows in zip(table.index, groups, strict=True):
+        if not rows["role"].iloc[0]:
+            continue
+        base = ends.loc[str(rows["metric"].iloc[0])]
+        mean = rows["value"].mean()
+        own = rows.groupby("prompt_id")["value"].agg(["size", "mean"]).reindex(base.index)
+        weight = own["size"].fillna(0) * len(base) / len(rows)
+        part = mean + weight * (own["mean"].fillna(mean) - mean)
+        table.loc[i, ["clean", "corrupted"]] = base.mean()
+        table.loc[i, "value"] = mean
+        table.loc[i, "mean"] = mean - base["corrupted"].mean()
+        found[i] = (part - base["corrupted"]).to_numpy(dtype=float)
+    return found
 
 
 def _named(label: Label) -> tuple[object, ...]:

@@ -17,11 +17,13 @@ from interv.report.claims import Verdict, cells_table, check_claims, verdicts_ta
 from interv.report.corruption import corruption
 from interv.report.das import draw_train, train_report
 from interv.report.figures import draw
-from interv.report.patch import draw_patch, patch_report
+from interv.report.fonts import without_font
+from interv.report.patch import draw_patch, grid_tables, patch_report
 from interv.report.reference_figures import draw_reference
 from interv.report.tables import prompts_table, results_table, summary_table, to_csv
 from interv.runner.folder import json_text
 from interv.runner.journal import JOURNAL, Journal, read
+from interv.runner.patch_steps import is_patched
 from interv.runner.record import provenance
 from interv.spec import LoadedSpec, Spec
 from interv.spec.schema import ModelSection
@@ -41,6 +43,7 @@ class Report:
         findings: numbers that are no table, for people and for the record.
         certificate: of this session, with the share of effects that are below what it allows;
             None where nothing was certified.
+        unshown: characters of tokens that no installed font has, so that figures lack them.
     """
 
     results: pd.DataFrame
@@ -51,6 +54,7 @@ class Report:
     verdicts: list[Verdict]
     findings: dict[str, Any] = field(default_factory=dict)
     certificate: dict[str, Any] | None = None
+    unshown: str = ""
 
 
 def write_start(loaded: LoadedSpec[Spec], folder: Path) -> None:
@@ -129,7 +133,36 @@ def write_report(plan: Plan, journal: Journal, folder: Path, record: dict[str, A
         }
         write_atomically(folder / RECORD, json_text(document, 1) + "\n")
     results, summary, prompts = (tables[name] for name in ("results", "summary", "prompts"))
-    return Report(results, summary, prompts, used, figures, verdicts, findings, certificate)
+    texts = (token for tokens in prompts.get("tokens", ()) for token in json.loads(tokens))
+    return Report(
+        results,
+        summary,
+        prompts,
+        used,
+        figures,
+        verdicts,
+        findings,
+        certificate,
+        without_font(texts),
+    )
+
+
+def write_finished(plan: Plan, folder: Path) -> bool:
+    """Write the tables of a grid that is done, where what comes after it failed.
+
+    Args:
+        plan: what was run.
+        folder: the run folder.
+
+    Returns:
+        Whether there is such a grid.
+    """
+    journal = read(folder / JOURNAL)
+    if journal is None or not isinstance(plan, PatchPlan) or not is_patched(plan, journal):
+        return False
+    for name, table in grid_tables(plan, journal).items():
+        write_atomically(folder / f"{name}.csv", to_csv(table))
+    return True
 
 
 def write_collect_record(plan: CollectPlan, folder: Path, record: dict[str, Any]) -> None:

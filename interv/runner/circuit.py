@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from interv.engine import EdgeGraph
-from interv.models.anatomy import Anatomy
 from interv.plan import PatchPlan
+from interv.runner.journal import Journal
+from interv.runner.recognised import anatomy_of_run
 
 Kept = Callable[[], np.ndarray]
 """Whether each edge is kept, in the order of the graph's edges."""
@@ -63,15 +64,14 @@ class Ranks:
         return found
 
 
-def graph_of(plan: PatchPlan) -> EdgeGraph:
-    """The graph of the plan's model."""
-    assert plan.facts is not None
-    return EdgeGraph(Anatomy(plan.facts.family, plan.facts, plan.files.config or {}))
+def graph_of(plan: PatchPlan, journal: Journal) -> EdgeGraph:
+    """Return the graph of the run's model."""
+    return EdgeGraph(anatomy_of_run(plan, journal))
 
 
-def rank(plan: PatchPlan, scores: np.ndarray) -> Ranks:
+def rank(plan: PatchPlan, journal: Journal, scores: np.ndarray) -> Ranks:
     """Order a graph's edges, or its nodes by the sum of what they send (their own attribution)."""
-    graph = graph_of(plan)
+    graph = graph_of(plan, journal)
     senders, receivers = graph.exists.numpy().nonzero()
     higher = plan.metrics[0].of != "cross_entropy"
     members, units = np.arange(len(scores)), scores

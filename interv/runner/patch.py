@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from interv.engine import (
+    EdgeGraph,
     LoadedModel,
     Run,
     Site,
@@ -26,6 +27,7 @@ from interv.runner.certify import Sample, some_of
 from interv.runner.circuit_runs import CircuitRuns
 from interv.runner.journal import Record
 from interv.runner.patch_runs import Ids, PatchRuns, answers_of, held_by, read_at
+from interv.runner.recognised import recognised
 from interv.runner.sweep import PackWorker, Step
 from interv.task.encoder import continued
 from interv.task.pairs import Pair
@@ -38,10 +40,12 @@ class Patcher(PackWorker[PatchPlan]):
         super().__init__(plan, model)
         self.runs = PatchRuns(plan, self.reference, model.anatomy.n_layers)
         self._clean_logits: dict[int, Tensor] = {}
+        if plan.spec.circuit:
+            EdgeGraph(model.anatomy)  # refuses models without edges, before anything is computed
 
     @property
     def notes(self) -> dict[str, Any]:
-        return {"attn_implementation": self.model.attn_implementation}
+        return {"attn_implementation": self.model.attn_implementation, **recognised(self.model)}
 
     @cached_property
     def circuits(self) -> CircuitRuns:

@@ -36,11 +36,9 @@ def patch_steps(
     wanted = wanted_pairs(plan, journal)
     for metric in plan.metrics:
         scale(plan, journal, metric)
-    cells: list[Cell] | None = None
     if plan.spec.attribution:
         yield from _in_batches(plan, wanted, "attribution")
-        cells = [*plan.cells_of(verified_places(plan, journal))]
-        cells += [label.cell for label in plan.labels if label.cell.freeze is not None]
+    cells = _patched_cells(plan, journal)
     yield from pack_steps(
         plan, journal, executor, tokens, wanted, cells, lambda i: f"patches of prompt {i}"
     )
@@ -51,6 +49,26 @@ def patch_steps(
     if plan.spec.figures.patterns:
         first = wanted[0]
         yield Step("attention patterns", (patterns_id(plan, first),), "patterns", first)
+
+
+def _patched_cells(plan: PatchPlan, journal: Journal) -> list[Cell]:
+    """The cells that are patched exactly: all of them, or under attribution the top ones."""
+    if not plan.spec.attribution:
+        return list(plan.cells)
+    paths = [label.cell for label in plan.labels if label.cell.freeze is not None]
+    return [*plan.cells_of(verified_places(plan, journal)), *paths]
+
+
+def is_patched(plan: PatchPlan, journal: Journal) -> bool:
+    """Whether the grid is done, whatever is left to do of the other parts."""
+    if any(key not in journal for key in plan.baselines.values()):
+        return False
+    wanted = wanted_pairs(plan, journal)
+    parts = ["attribution"] if plan.spec.attribution else []
+    if any(part_id(plan, index, part) not in journal for part in parts for index in wanted):
+        return False
+    left = (cell for cell in _patched_cells(plan, journal) if cell.id not in journal)
+    return not any(cell.prompt in wanted for cell in left)
 
 
 def part_id(plan: PatchPlan, index: int, part: str) -> str:
@@ -114,7 +132,7 @@ def batches(plan: PatchPlan, wanted: Sequence[int]) -> Iterator[tuple[int, ...]]
 
 def _circuit_steps(plan: PatchPlan, journal: Journal, wanted: Sequence[int]) -> Iterator[Step]:
     scored, evaluated = halves(plan, wanted)
-    graph = graph_of(plan)
+    graph = graph_of(plan, journal)
 
     def of(name: str, kept: Kept, i: int, n: int) -> Iterator[Step]:
         for batch in evaluated:
@@ -131,7 +149,7 @@ def _circuit_steps(plan: PatchPlan, journal: Journal, wanted: Sequence[int]) -> 
         yield Step("edge attribution", (edges_id(plan, batch),), "edges", batch, i, len(scored))
     if any(edges_id(plan, batch) not in journal for batch in scored):
         return
-    ways = list(circuits(plan, rank(plan, edge_scores(plan, journal, scored))))
+    ways = list(circuits(plan, rank(plan, journal, edge_scores(plan, journal, scored))))
     for i, (name, kept) in enumerate(ways, start=1):
         yield from of(name, kept, i, len(ways))
 

@@ -14,6 +14,7 @@ from interv.plan import Cell, ExecutorName, Pack, TracePlan
 from interv.plan.trace import Restoration
 from interv.runner.certify import Sample, some_of
 from interv.runner.journal import Journal, Record
+from interv.runner.recognised import recognised
 from interv.runner.sweep import Kind, PackWorker, Step, pack_steps
 from interv.runner.trained import swaps_of
 from interv.spec.schema import NoiseCorruption
@@ -56,6 +57,7 @@ class Tracer(PackWorker[TracePlan]):
             "attn_implementation": self.model.attn_implementation,
             "sigma": self.sigma,
             "noise_level": self.noise_level,
+            **recognised(self.model),
         }
 
     def samples(self) -> list[Sample]:

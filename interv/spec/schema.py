@@ -377,6 +377,11 @@ class TraceSpec(Section):
     metric: Annotated[list[Metric], Field(min_length=1), AfterValidator(distinct), OR_ONE] = Field(
         ["probability"]
     )
+    average: Literal["facts", "tokens"] = Field(
+        "facts",
+        description="a role with several tokens: `facts` averages a fact's own first; `tokens` "
+        "takes the tokens of all facts alike, less the mean corrupted run, as the authors' code",
+    )
     figures: FiguresSection = FiguresSection()
     reference: list[Claim] = Field(default_factory=list)
     run: RunSection = RunSection()
