@@ -18,7 +18,8 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from interv.plan import TracePlan
 from interv.report.corruption import Corruption, corruption
 from interv.report.tables import by_site
-from interv.spec.schema import ROLES, FiguresSection
+from interv.spec.run import FiguresSection
+from interv.spec.schema import ROLES
 
 MAX_PROMPT_FIGURES = 12
 _STATE, _MLP, _ATTENTION = ("state", "Purples"), ("MLP", "Greens"), ("Attn", "Reds")
