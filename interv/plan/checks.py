@@ -44,7 +44,10 @@ def unread_layers(loaded: LoadedSpec[Any]) -> Iterator[Problem]:
         for at, site in sites:
             names = one_or_list(site.component or [])
             once = bool(names) and all(as_path(name) or name in LAYERLESS for name in names)
-            for field in {"layer", "layers"} & site.model_fields_set if once else ():
+            fields = type(site).model_fields
+            for field in {"layer", "layers"} & set(fields) if once else ():
+                if getattr(site, field) == fields[field].default:
+                    continue
                 message = f"{field} of {' and '.join(names)}: nothing reads it"
                 yield loaded.problem((*at, field), message, f"no {field}: each is there once")
 

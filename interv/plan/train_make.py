@@ -145,14 +145,13 @@ def _causal(loaded: LoadedSpec[TrainSpec]) -> CausalModel:
 def _unread(loaded: LoadedSpec[TrainSpec], causal: CausalModel) -> Iterator[Problem]:
     """Options that this causal model, or a model made on the spot, leaves without effect."""
     spec = loaded.spec
-    given = spec.data.model_fields_set
-    if "same_template" in given and len(causal.templates) < 2:
+    if not spec.data.same_template and len(causal.templates) < 2:
         message = "same_template: base and sources have no other template"
         yield loaded.problem(("data", "same_template"), message, "two templates, or more")
-    if "mixture" in given and len(spec.variables) == 1:
+    if spec.data.mixture is not None and len(spec.variables) == 1:
         message = f"mixture: {spec.variables[0]} alone is exchanged"
         yield loaded.problem(("data", "mixture"), message, "several variables, or no mixture")
-    if "among" in given and causal.is_vector:
+    if spec.data.among == "answers" and causal.is_vector:
         message = "among: a network of vectors gives nothing but answers"
         yield loaded.problem(("data", "among"), message, "prompts, or no among")
     if isinstance(spec.model, MlpSection) and spec.run.device not in ("auto", "cpu"):
