@@ -60,6 +60,10 @@ MASK = {"intervention": {"type": ["sigmoid_mask"]}}
 NEURON = {"grid": [{"name": "s", "set": [{"component": "block_output", "layer": 0}]}]}
 TOGETHER = {"grid": [{"component": "block_output", "name": "s", "together": True}]}
 BLOCKS = {"grid": [{"component": "block_output", "name": "s"}]}
+SENDERS = {"senders": [{"component": ["mlp_output"]}]}
+QUERIES = {"component": "head_query_output", "layers": 1}
+JOINT = {"paths": [{**SENDERS, "receivers": [{"name": "s", "set": [QUERIES]}]}]}
+SINGLE = {"paths": [{**SENDERS, "receivers": [QUERIES]}]}
 DECLARED = {"output": "o", "templates": ["{a}"]}
 
 
@@ -72,6 +76,8 @@ Changes = dict[str, Any]
 # (None: another kind).
 CASES: list[tuple[dict[str, Any], Changes, str, Any, Changes | None]] = [
     (TRACE, {"model": {"path": "x"}}, "model.revision", "main", {"model": {"name": "gpt2"}}),
+    (TRACE, {"model": {"name": "gpt2"}}, "model.chat_date", "2024-01-31",
+     {"model": {"name": "gpt2", "chat_template": True}}),
     (TRACE, {}, "data.columns", {"prompt": "p"}, FILE),
     (TRACE, FILE, "data.columns.corrupted_subject", "c", {"corrupt": {"type": "prompt"}}),
     (TRACE, {}, "corrupt.sigma_over", "vocabulary", {"corrupt": {"type": "noise", "level": "3s"}}),
@@ -94,6 +100,11 @@ CASES: list[tuple[dict[str, Any], Changes, str, Any, Changes | None]] = [
      {"intervention": {"type": "mean"}}),
     (PATCH, {"intervention": {"type": "mean"}}, "intervention.samples", 2,
      {"intervention": {"type": "resample"}}),
+    (PATCH, {"intervention": {"type": "zero"}}, "intervention.least", 9,
+     {"intervention": {"type": "mean"}}),
+    *((PATCH, JOINT, f"paths.0.receivers.0.{name}", value, SINGLE)
+      for name, value in {"component": "mlp_input", "layers": 1, "positions": 0}.items()),
+    (PATCH, JOINT, "paths.0.receivers.0.heads", 0, SINGLE),
     (PATCH, {"intervention": {"type": "zero"}}, "intervention.trained", "x",
      {"intervention": {"type": "noise"}}),
     *((PATCH, SET, f"grid.0.{name}", value, {"grid": [{"component": "mlp_output"}]})
