@@ -49,8 +49,10 @@ SPEC: dict[str, Any] = {
 
 
 def write(folder: Path, **sections: Any) -> Path:
+    """A spec with some sections of its own; None: without that section."""
     path = folder / "das.yaml"
-    path.write_text(yaml.safe_dump({**SPEC, **sections}, sort_keys=False))
+    given = {key: value for key, value in {**SPEC, **sections}.items() if value is not None}
+    path.write_text(yaml.safe_dump(given, sort_keys=False))
     return path
 
 
@@ -74,7 +76,7 @@ def test_the_hand_set_network_has_each_variable_where_it_was_put(
         {"name": "right", "set": units("0-3", "4-7")},
         {"name": "swapped", "set": units("4-7", "0-3")},
     ]
-    path = write(tmp_path, intervention="vanilla", grid=grid)
+    path = write(tmp_path, intervention="vanilla", grid=grid, train=None)
     folder = run_of(cli("train-das", path, "-o", tmp_path / "out", "-q"))
     summary = pd.read_csv(folder / "summary.csv", keep_default_na=False)
     iia = summary[summary["metric"] == "iia"].set_index(["set", "exchanged"])["mean"]

@@ -390,7 +390,7 @@ def bad() -> Iterator[tuple[dict[str, Any], str]]:
     yield {"intervention": "vanilla", "train": {**model, "exchange": ["WXX"]}}, "'WXX' is no part"
     yield {"intervention": "vanilla", "train": {**model, "exchange": []}}, "no part of the mixture"
     path = {"type": "autoencoder", "dictionary": {"path": "none.safetensors"}}
-    yield {"intervention": path}, "No such file"
+    yield {"intervention": path, "train": None}, "No such file"
 
 
 @pytest.mark.parametrize(("changes", "message"), list(bad()))
@@ -582,7 +582,8 @@ def test_a_dictionary_is_what_is_in_its_file(tmp_path: Path, cli: Callable[..., 
         save_file({k: v.contiguous() for k, v in state.items()}, tmp_path / "dict.safetensors")
 
     dictionary = {"path": "dict.safetensors"}  # beside the spec
-    path = write(tmp_path, intervention={"type": "autoencoder", "dictionary": dictionary})
+    asked = {"type": "autoencoder", "dictionary": dictionary}
+    path = write(tmp_path, intervention=asked, train=None)
     folders = set()
     for seed in (0, 1, 0):
         save(seed)

@@ -47,7 +47,13 @@ def spec(folder: Path, dictionary: dict[str, Any] | None = None, **changes: Any)
     asked = {"path": FILE, **(dictionary or {})}
     return write(
         folder,
-        **{**CHOOSING, "intervention": {"type": "autoencoder", "dictionary": asked}, **changes},
+        **{
+            **CHOOSING,
+            "intervention": {"type": "autoencoder", "dictionary": asked},
+            "train": None,
+            "controls": None,
+            **changes,
+        },
     )
 
 
@@ -124,8 +130,9 @@ def test_a_given_autoencoder_is_trained_only_if_that_is_said(
     given = tensors()
     save_file(given, tmp_path / FILE)
     asked = {"type": "autoencoder", "dictionary": {"path": FILE}, "train_dictionary": train}
-    more = {"train": {"epochs": 1, "batch": 16, "lr": 0.05}} if train else {"train": {}}
-    path = spec(tmp_path, intervention=asked, controls={"shuffled": train}, **more)
+    controls = {"shuffled": True} if train else {"full": True}
+    more = {"train": {"epochs": 1, "batch": 16, "lr": 0.05}} if train else {"train": None}
+    path = spec(tmp_path, intervention=asked, controls=controls, **more)
     folder = run_of(cli("train-das", path, "-o", tmp_path / "out", "-q"))
     [kept] = (folder / "fits").glob("*/intervention.safetensors")
     after = {name.rpartition(".")[2]: tensor for name, tensor in load_file(kept).items()}

@@ -13,7 +13,7 @@ from interv.plan import Cell, estimate, make_packs, make_plan, max_tokens
 from interv.plan.cells import window_layers
 from interv.plan.cost import token_bytes
 from interv.spec import load_spec
-from interv.spec.schema import RunSection
+from interv.spec.run import RunSection
 from tests.conftest import PROMPT, Result, SpecWriter
 
 FACTS = [
@@ -210,7 +210,7 @@ def test_memory_decides_the_tokens_of_a_forward(write_spec: SpecWriter) -> None:
     assert tokens("run.memory=1MB") == 128
     assert tokens("run.memory=1MB", "model.dtype=float64") == 64
     assert tokens("run.memory=1KB") == 1
-    assert tokens("run.memory=1MB", "run.max_tokens=7") == 7
+    assert tokens("run.max_tokens=7") == 7
     # No more than is of use, however much there is.
     assert tokens("run.memory=900GiB") == 1024
     assert tokens("run.memory=900GiB", gpu=1) == 32768

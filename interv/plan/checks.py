@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from interv.errors import ModelError, Problem, SpecError, nearest
-from interv.models import ModelFacts, ModelFiles, locate
+from interv.models import DEFAULT_MODEL, ModelFacts, ModelFiles, locate
 from interv.models.anatomy import Anatomy, as_path
 from interv.models.cache import file_hash
+from interv.models.families import LAYERLESS
 from interv.models.known_faults import refuse_known_faults
 from interv.spec import LoadedSpec, Spec, axes
+from interv.spec.base import one_or_list
 from interv.spec.schema import TraceGrid, TraceSpec
 from interv.task import Prompt
 
@@ -24,12 +26,33 @@ def located(loaded: LoadedSpec[Any]) -> ModelFiles:
         SpecError: there can be none, or the installed versions compute it wrongly.
     """
     section = loaded.spec.model
+    if section.name == DEFAULT_MODEL and section.revision is not None:
+        message = f"{DEFAULT_MODEL} has one revision, that of its package"
+        raise SpecError([loaded.problem(("model", "revision"), message, "no revision")])
     try:
         files = locate(section, loaded.spec.seed)
         refuse_known_faults(files.config or {}, section.attn_implementation)
         return files
     except ModelError as error:
         raise SpecError([model_problem(loaded, error)]) from None
+
+
+def unread_layers(loaded: LoadedSpec[Any]) -> Iterator[Problem]:
+    """Layers that are named for components which are in the model once, and so have none."""
+    for i, grid in enumerate(loaded.spec.grid):
+        sites: list[tuple[tuple[str | int, ...], Any]] = [(("grid", i), grid)]
+        sites += [
+            (("grid", i, "set", j), one) for j, one in enumerate(getattr(grid, "set", ()) or ())
+        ]
+        for at, site in sites:
+            names = one_or_list(site.component or [])
+            once = bool(names) and all(as_path(name) or name in LAYERLESS for name in names)
+            fields = type(site).model_fields
+            for field in {"layer", "layers"} & set(fields) if once else ():
+                if getattr(site, field) == fields[field].default:
+                    continue
+                message = f"{field} of {' and '.join(names)}: nothing reads it"
+                yield loaded.problem((*at, field), message, f"no {field}: each is there once")
 
 
 def check_trained(loaded: LoadedSpec[Any]) -> Iterator[Problem]:

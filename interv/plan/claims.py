@@ -12,7 +12,7 @@ from interv.errors import Mark, Problem, SpecError, nearest
 from interv.plan.cells import Plan
 from interv.spec import LoadedSpec
 from interv.spec.claims import Claim, is_number
-from interv.spec.load import COMMAND_LINE
+from interv.spec.overrides import COMMAND_LINE
 from interv.task.files import read_records
 
 Wanted = Mapping[str, str | int | None]

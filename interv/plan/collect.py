@@ -18,6 +18,7 @@ from interv.plan.checks import (
     located,
     unknown_component,
     unknown_components,
+    unread_layers,
 )
 from interv.plan.cost import BYTES
 from interv.spec import LoadedSpec, axes
@@ -97,7 +98,7 @@ def make_collect_plan(loaded: LoadedSpec[CollectSpec]) -> CollectPlan:
         SpecError: all that is wrong with it.
     """
     files = located(loaded)
-    problems = list(check_text_model(loaded, files))
+    problems = [*check_text_model(loaded, files), *unread_layers(loaded)]
     wanted = _wanted(loaded, files, problems)
     texts: list[Text] = []
     if files.tokenizer:

@@ -8,7 +8,7 @@ from interv.errors import Problem, nearest
 from interv.models import ModelFiles
 from interv.models.anatomy import Anatomy
 from interv.models.edges import why_no_edges
-from interv.plan.checks import check_text_model, check_trained
+from interv.plan.checks import check_text_model, check_trained, unread_layers
 from interv.plan.circuit import split
 from interv.spec import LoadedSpec, PatchSpec
 from interv.spec.metrics import NORMALISED, OF_ANSWERS, PLAIN, known_metrics, parse_metric
@@ -40,6 +40,7 @@ def check_parts(
     """What the parts of the spec need of the answers, the pairs and the model."""
     spec = loaded.spec
     yield from check_trained(loaded)
+    yield from unread_layers(loaded)
     several = next((p for p in pairs if any(len(ids) > 1 for ids in p.all_ids)), None)
     alone = next((p for p in pairs if not p.wrong), None)
     without = next((p for p in pairs if p.corrupted_ids is None), None)

@@ -24,6 +24,7 @@ from interv.plan.checks import (
     check_tokens,
     located,
     predicts_masks,
+    unread_layers,
 )
 from interv.plan.claims import check_claims
 from interv.plan.train import (
@@ -63,7 +64,7 @@ def make_train_plan(loaded: LoadedSpec[TrainSpec], *, only_check: bool = False) 
     """
     spec = loaded.spec
     causal = _causal(loaded)
-    problems = list(_exchange_problems(loaded))
+    problems = [*_exchange_problems(loaded), *_unread(loaded, causal), *unread_layers(loaded)]
     files, shape = _files(loaded, causal)
     exchanges: list[Exchange] = []
     answer_ids: tuple[int, ...] = ()
@@ -141,14 +142,29 @@ def _causal(loaded: LoadedSpec[TrainSpec]) -> CausalModel:
     return model
 
 
+def _unread(loaded: LoadedSpec[TrainSpec], causal: CausalModel) -> Iterator[Problem]:
+    """Options that this causal model, or a model made on the spot, leaves without effect."""
+    spec = loaded.spec
+    if not spec.data.same_template and len(causal.templates) < 2:
+        message = "same_template: base and sources have no other template"
+        yield loaded.problem(("data", "same_template"), message, "two templates, or more")
+    if spec.data.mixture is not None and len(spec.variables) == 1:
+        message = f"mixture: {spec.variables[0]} alone is exchanged"
+        yield loaded.problem(("data", "mixture"), message, "several variables, or no mixture")
+    if spec.data.among == "answers" and causal.is_vector:
+        message = "among: a network of vectors gives nothing but answers"
+        yield loaded.problem(("data", "among"), message, "prompts, or no among")
+    if isinstance(spec.model, MlpSection) and spec.run.device not in ("auto", "cpu"):
+        message = f"run.device: {spec.run.device} for an MLP, which is computed on the CPU"
+        yield loaded.problem(("run", "device"), message, "cpu")
+
+
 def _exchange_problems(loaded: LoadedSpec[TrainSpec]) -> Iterator[Problem]:
     """What is wrong with the parts of the mixture that a model is to learn."""
     spec = loaded.spec
     only, at = spec.train.exchange, ("train", "exchange")
     if only is None:
         return
-    if spec.train.what != "model":
-        yield loaded.problem(at, "exchange without a model that is trained", "what: model")
     if not only:
         yield loaded.problem(at, "no part of the mixture", "one or more, or no exchange")
     possible = exchanged_names(spec)[1:] or list(spec.variables)

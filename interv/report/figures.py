@@ -17,7 +17,8 @@ from interv.plan import TracePlan
 from interv.report.corruption import Corruption, corruption
 from interv.report.fonts import fit_fonts, plain
 from interv.report.tables import by_site
-from interv.spec.schema import ROLES, FiguresSection
+from interv.spec.run import FiguresSection
+from interv.spec.schema import ROLES
 
 MAX_PROMPT_FIGURES = 12
 _STATE, _MLP, _ATTENTION = ("state", "Purples"), ("MLP", "Greens"), ("Attn", "Reds")

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from interv.report.claims import Verdict
 from interv.report.figures import STYLE, files_of
 from interv.report.fonts import plain
-from interv.spec.schema import FiguresSection
+from interv.spec.run import FiguresSection
 
 _APART = ("metric", "component", "severed", "receiver", "set", "window", "exchanged", "type")
 """Columns of which each value is a picture of its own."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from interv.spec.schema import RunSection
+from interv.spec.run import RunSection
 
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "safetensors")
 

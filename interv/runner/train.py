@@ -82,6 +82,9 @@ class TrainWorker(Worker[TrainPlan]):
 
     def __init__(self, plan: TrainPlan, model: LoadedModel) -> None:
         super().__init__(plan, model)
+        asked, where = plan.spec.train.autocast, model.device.type
+        if asked is not None and where != "cuda":
+            raise EngineError(f"train.autocast: {asked} is for CUDA; this is {where}")
         self.runner = BatchRunner(
             model.module, model.anatomy, checkpointing=plan.spec.train.checkpointing
         )

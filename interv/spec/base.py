@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from interv.spec.conditions import KEY, in_words
+
 
 class Section(BaseModel):
     """Base of every section: unknown keys are errors, values are never coerced."""
@@ -20,8 +22,13 @@ class Section(BaseModel):
         cls, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
         found = handler(schema)
+        section = handler.resolve_ref_schema(found)
+        for name, field in cls.model_fields.items():
+            own = section["properties"][name]
+            if own.pop(KEY, None) is not None:
+                first = f"{own['description']}; " if "description" in own else ""
+                own["description"] = f"{first}only with {in_words(field)}"
         if cls.bare:
-            section = handler.resolve_ref_schema(found)
             whole = dict(section)
             about = {"description": whole.pop("description")}
             fields = [whole["properties"][name] for name in cls.bare]

@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from interv.spec.base import OR_ONE, Section, wrong
+from interv.spec.conditions import goes_with
 
 CausalTask = Literal[
     "hierarchical_equality",
@@ -38,16 +39,7 @@ LARGEST = 2**53
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _KINDS = ("values", "range", "vector", "one_of", "expression", "table", "function")
-# Which fields go with which kind of variable.
-_WITH = {
-    "step": ("range",),
-    "equal": ("vector",),
-    "share": ("vector",),
-    "entities": ("vector",),
-    "distribution": ("vector",),
-    "of": ("table", "function"),
-    "decimals": ("values", "range", "one_of", "expression", "table", "function"),
-}
+_VECTOR = goes_with({"vector": True})
 
 
 def _check_scalar(value: Any) -> Any:
@@ -85,17 +77,35 @@ class CausalVariable(Section):
     range: Annotated[list[Number], Field(min_length=2, max_length=2)] | None = Field(
         None, description="an input: [lowest, highest], both included"
     )
-    step: Number | None = Field(None, gt=0, description="between the numbers of a range; unset: 1")
+    step: Number | None = Field(
+        None,
+        gt=0,
+        description="between the numbers of a range; unset: 1",
+        json_schema_extra=goes_with({"range": True}),
+    )
     vector: int | None = Field(
         None, ge=1, le=65536, description="an input: an entity, a random vector of this width"
     )
-    equal: str | None = Field(None, description="another vector, which this one may equal")
-    share: float | None = Field(None, ge=0, le=1, description="how often it does; unset: 0.5")
+    equal: str | None = Field(
+        None, description="another vector, which this one may equal", json_schema_extra=_VECTOR
+    )
+    share: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="how often it does; unset: 0.5",
+        json_schema_extra=goes_with({"vector": True, "equal": True}),
+    )
     entities: int | None = Field(
-        None, ge=2, description="how many vectors there are; unset: a fresh one each time"
+        None,
+        ge=2,
+        description="how many vectors there are; unset: a fresh one each time",
+        json_schema_extra=_VECTOR,
     )
     distribution: Literal["uniform", "normal"] | None = Field(
-        None, description="of a vector's numbers; unset: uniform in [-1, 1]"
+        None,
+        description="of a vector's numbers; unset: uniform in [-1, 1]",
+        json_schema_extra=_VECTOR,
     )
     one_of: list[str] | None = Field(
         None,
@@ -111,10 +121,16 @@ class CausalVariable(Section):
     )
     function: str | None = Field(None, description="a function of the plug-in file, by name")
     of: Annotated[list[str], Field(min_length=1), OR_ONE] | None = Field(
-        None, description="whose values go into the table or the function"
+        None,
+        description="whose values go into the table or the function",
+        json_schema_extra=goes_with({"table": True}, {"function": True}),
     )
     decimals: int | None = Field(
-        None, ge=0, le=9, description="as a number stands in prompts; unset: as in range or values"
+        None,
+        ge=0,
+        le=9,
+        description="as a number stands in prompts; unset: as in range or values",
+        json_schema_extra=goes_with({"vector": False}),
     )
 
     @model_validator(mode="before")
@@ -131,17 +147,12 @@ class CausalVariable(Section):
             found = " and ".join(kinds) or "nothing that it is"
             raise wrong(f"the variable has {found}", f"exactly one of {', '.join(_KINDS)}")
         (kind,) = kinds
-        for field, wanted in _WITH.items():
-            if getattr(self, field) is not None and kind not in wanted:
-                raise wrong(f"{field} with {kind}", f"{field} with {' or '.join(wanted)} only")
-        if kind in _WITH["of"] and self.of is None:
+        if kind in ("table", "function") and self.of is None:
             raise wrong(f"a {kind} without of", "of: the variables that go in")
         if kind == "table" and len(self.of or ()) > 1:
             raise wrong(f"a table of {len(self.of or ())} variables", "one variable under of")
         if self.range is not None and self.range[0] > self.range[1]:
             raise wrong(f"the range {self.range} runs backwards", "the lower number first")
-        if self.share is not None and self.equal is None:
-            raise wrong("share without equal", "equal: the vector that is the same so often")
         return self
 
 
@@ -157,9 +168,15 @@ class CausalSection(Section):
     variables: dict[Name, CausalVariable] | None = Field(
         None, min_length=2, description="in any order"
     )
-    output: str | None = Field(None, description="the variable that the model should answer with")
+    output: str | None = Field(
+        None,
+        description="the variable that the model should answer with",
+        json_schema_extra=goes_with({"variables": True}),
+    )
     where: Annotated[list[Annotated[str, Field(min_length=1, max_length=1000)]], OR_ONE] = Field(
-        default_factory=list, description="expressions that hold for every base and source"
+        default_factory=list,
+        description="expressions that hold for every base and source",
+        json_schema_extra=goes_with({"variables": True}),
     )
     templates: (
         Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1), OR_ONE] | None
@@ -169,7 +186,11 @@ class CausalSection(Section):
         description="text of the output's values: one with {output} in it, or one for each "
         "value; unset: a space and the value",
     )
-    about: str = Field("", description="what the task is, for the report")
+    about: str = Field(
+        "",
+        description="what the task is, for the report",
+        json_schema_extra=goes_with({"variables": True}),
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -180,10 +201,6 @@ class CausalSection(Section):
     def _one_origin(self) -> CausalSection:
         if (self.task is None) == (self.variables is None):
             raise wrong("the causal model has neither or both", "exactly one of task, variables")
-        if self.task is not None:
-            for key in ("output", "where", "about"):
-                if getattr(self, key):
-                    raise wrong(f"{key} of a built-in task", f"variables with {key}")
-        elif self.output is None:
+        if self.task is None and self.output is None:
             raise wrong("variables without an output", "output: one of the variables")
         return self

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from interv.spec.base import Section, wrong
+from interv.spec.conditions import goes_with
 
 TableName = Literal["summary", "results", "decomposition", "scores", "nodes", "curve"]
 _NUMBERED = ("layer", "window", "pos", "head", "neuron", "rank", "seed")
@@ -69,7 +70,12 @@ class Claim(Section):
         description="which table the claim is about; results: of `train-das`, a row for each seed",
     )
     value: float | None = None
-    tolerance: float | None = Field(None, ge=0, description="of a value, of cells, of ties")
+    tolerance: float | None = Field(
+        None,
+        ge=0,
+        description="of a value, of cells, of ties",
+        json_schema_extra=goes_with({"value": True}, {"cells": True}, {"order": True}),
+    )
     between: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
     cells: (
         str | Annotated[list[dict[str, str | int | float | None]], Field(min_length=1)] | None
@@ -78,16 +84,29 @@ class Claim(Section):
         description="a value for each of many places: a CSV file, from this file, or a list; "
         "columns of the table and `value`, and `tolerance` where cells differ in it",
     )
-    share: float = Field(1.0, gt=0, le=1, description="of the cells that must hold")
+    share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="of the cells that must hold",
+        json_schema_extra=goes_with({"cells": True}),
+    )
     order: Annotated[list[Where], Field(min_length=1)] | None = Field(
         None, description="the places of the largest values, largest first"
     )
-    magnitude: bool = Field(False, description="order by size, whatever the sign")
+    magnitude: bool = Field(
+        False,
+        description="order by size, whatever the sign",
+        json_schema_extra=goes_with({"order": True}),
+    )
     exceeds: Where | None = Field(
         None, description="another place (what differs from `where`), whose value is lower"
     )
     by: float | None = Field(
-        None, gt=0, description="by how much it exceeds; unset: their intervals do not touch"
+        None,
+        gt=0,
+        description="by how much it exceeds; unset: their intervals do not touch",
+        json_schema_extra=goes_with({"exceeds": True}),
     )
     because: str | None = Field(None, min_length=1, description="why the tolerance is what it is")
     source: Annotated[
@@ -125,15 +144,6 @@ class Claim(Section):
             number = getattr(self, name)
             if number is not None and not math.isfinite(number):
                 raise wrong(f"{name}: {number}", "a finite number")
-        goes_with = {
-            "tolerance": ("value", "cells", "order"),
-            "share": ("cells",),
-            "magnitude": ("order",),
-            "by": ("exceeds",),
-        }
-        for name, with_forms in goes_with.items():
-            if name in self.model_fields_set and form not in with_forms:
-                raise wrong(f"{name} of a claim of the form {form}", f"{' or '.join(with_forms)}")
         if form in ("cells", "order") and self.reduce != "only":
             raise wrong(f"reduce: {self.reduce} of {form}", "no reduce: each place counts")
         if form == "exceeds" and (

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from interv.errors import Mark, Problem, SpecError, UsageError, nearest
+from interv.errors import Mark, Problem, SpecError, nearest
 from interv.plugins import Plugin, load_plugin
 from interv.spec import kinds, schema
+from interv.spec.conditions import read_only, unread
+from interv.spec.overrides import COMMAND_LINE, lay_over
 from interv.spec.yaml import Document, Path_, parse, read_file
 
 _PATH_KEYS: tuple[Path_, ...] = (
@@ -24,7 +26,6 @@ _PATH_KEYS: tuple[Path_, ...] = (
     ("intervention", "trained"),
     ("intervention", "dictionary", "path"),
 )
-COMMAND_LINE = "command line"
 
 
 S_co = TypeVar("S_co", bound=kinds.Spec, covariant=True)
@@ -46,8 +47,9 @@ class LoadedSpec(Generic[S_co]):
         return Problem(message, self.document.mark(_written(self.document, at)), expected, near)
 
     def resolved(self) -> dict[str, Any]:
-        """The spec with every default filled in, as plain data in the sections' order."""
-        return self.spec.model_dump(mode="json")
+        """The spec with every default that is read filled in, plain data in the sections' order."""
+        kept: dict[str, Any] = read_only(self.spec, self.spec, self.spec.model_dump(mode="json"))
+        return kept
 
     def resolved_yaml(self) -> str:
         """`resolved` as YAML that `load_spec` reads back to the same spec."""
@@ -101,7 +103,7 @@ def load_spec(
         mark = document.mark(()) or Mark(str(path), 1, 1)
         raise SpecError([Problem(what, mark, "a spec: kind, name, model, data, ...")])
     for override in overrides:
-        _override(document, override)
+        lay_over(document, override)
     data: dict[str, Any] = document.data
     data.setdefault("name", path.stem)
     cls = _kind(document, path, kind)
@@ -111,7 +113,17 @@ def load_spec(
     except ValidationError as error:
         problems = [_problem(e, document, cls) for e in error.errors()]
         raise SpecError(_distinct(problems)) from None
-    return LoadedSpec(spec, path, document, load_plugin(plugin) if plugin else None)
+    loaded = LoadedSpec(spec, path, document)
+    if problems := [_unread(loaded, at, words) for at, words in unread(spec)]:
+        raise SpecError(_distinct(problems))
+    return replace(loaded, plugin=load_plugin(plugin)) if plugin else loaded
+
+
+def _unread(loaded: LoadedSpec[Any], at: Path_, words: str) -> Problem:
+    written = _written(loaded.document, at)
+    dotted = ".".join(map(str, written))
+    mark = loaded.document.mark(written, key=True)
+    return Problem(f"{dotted}: nothing that is asked for reads it", mark, f"it only with {words}")
 
 
 def _kind(document: Document, path: Path, wanted: str | None) -> type[kinds.Spec]:
@@ -197,57 +209,6 @@ def _merged(base: Document, over: Document) -> Document:
 def _same_type(low: Mapping[str, Any], high: Mapping[str, Any]) -> bool:
     """Whether two mappings may be merged: one of another `type` has other keys."""
     return "type" not in high or low.get("type") == high["type"]
-
-
-def _override(document: Document, argument: str) -> None:
-    key, equals, text = argument.partition("=")
-    if not equals or not key.strip():
-        raise UsageError(f"argument {argument!r}: expected key=value, such as model.dtype=float64")
-    try:
-        value = parse(text, COMMAND_LINE)
-    except SpecError as error:
-        reasons = "; ".join(p.message for p in error.problems)
-        raise UsageError(f"argument {argument!r}: the value is not YAML: {reasons}") from None
-    mark = Mark(COMMAND_LINE, 1, len(key) + 2, argument)
-    key_mark = Mark(COMMAND_LINE, 1, 1, argument)
-    parts: list[str | int] = [int(p) if p.isdecimal() else p for p in key.strip().split(".")]
-
-    def put(container: Any, done: Path_, rest: list[str | int]) -> None:
-        head: Any = rest[0]
-        tail = rest[1:]
-        if isinstance(container, list) and not isinstance(head, int):
-            for i, entry in enumerate(container):
-                put(entry, (*done, i), rest)
-            return
-        if isinstance(container, list) and not 0 <= head < len(container):
-            raise UsageError(f"argument {argument!r}: the list has {len(container)} entries")
-        if not isinstance(container, dict | list):
-            place = ".".join(str(p) for p in done)
-            raise UsageError(f"argument {argument!r}: '{place}' is a plain value, not a mapping")
-        if isinstance(container, dict):
-            head = str(head)
-        here = (*done, head)
-        if tail:
-            child = container.get(head) if isinstance(container, dict) else container[head]
-            if here == ("model",) and isinstance(child, str):
-                child = schema.bare_model(child)
-                container[head] = child
-            elif here == ("intervention",) and isinstance(child, str):
-                child = {"type": child}
-                container[head] = child
-            elif child is None:
-                child = {}
-                container[head] = child
-                document.values[here] = document.keys[here] = key_mark
-            put(child, here, tail)
-            return
-        container[head] = value.data
-        for marks in (document.values, document.keys):
-            for known in [p for p in marks if p[: len(here)] == here]:
-                del marks[known]
-        document.values[here], document.keys[here] = mark, key_mark
-
-    put(document.data, (), parts)
 
 
 def _resolve_paths(document: Document) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from interv.spec.base import Section, wrong
+from interv.spec.conditions import Way, goes_with
 
 Width = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -14,18 +15,34 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
+_TRAINED: Way = {"model.weights": ["trained"]}
+
+
 class MlpTraining(Section):
     """How an MLP learns the causal model's own labels: Adam, cross-entropy."""
 
-    examples: int = Field(1_048_576, ge=1, description="drawn once, gone through `epochs` times")
-    batch: int = Field(1024, ge=1, description="examples in one step")
-    epochs: int = Field(3, ge=1)
-    lr: Rate = Field(1.0e-3, description="learning rate, the same throughout")
+    examples: int = Field(
+        1_048_576,
+        ge=1,
+        description="drawn once, gone through `epochs` times",
+        json_schema_extra=goes_with(_TRAINED),
+    )
+    batch: int = Field(
+        1024, ge=1, description="examples in one step", json_schema_extra=goes_with(_TRAINED)
+    )
+    epochs: int = Field(3, ge=1, json_schema_extra=goes_with(_TRAINED))
+    lr: Rate = Field(
+        1.0e-3,
+        description="learning rate, the same throughout",
+        json_schema_extra=goes_with(_TRAINED),
+    )
     seed: int | None = Field(
         None, ge=0, lt=2**32, description="of the data and of the weights; unset: the spec's seed"
     )
     min_accuracy: Share = Field(
-        0.95, description="on fresh examples; a model that does worse is an error"
+        0.95,
+        description="on fresh examples; a model that does worse is an error",
+        json_schema_extra=goes_with({"model.weights": ["trained", "equality"]}),
     )
 
 

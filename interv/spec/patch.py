@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import ceil
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -17,8 +16,10 @@ from pydantic import (
 from interv.spec import axes
 from interv.spec.base import OR_ONE, Section, wrong
 from interv.spec.claims import Claim
-from interv.spec.patch_parts import Attribution, Circuit, Decompose
-from interv.spec.schema import FiguresSection, Heads, Layers, ModelSection, RunSection
+from interv.spec.conditions import Way, goes_with
+from interv.spec.patch_parts import Attribution, Circuit, Decompose, PatchFigures, Statistics
+from interv.spec.run import RunSection
+from interv.spec.schema import Heads, Layers, ModelSection
 
 WHOLE = "whole"
 SPANS = "spans"
@@ -59,6 +60,10 @@ class PairText(Section):
     template: str = Field("", description="prompts that mean ablation averages over together")
 
 
+_FROM_OTHERS: Way = {"intervention.type": ["mean", "resample"]}
+_WHERE: Way = {"component": True}
+
+
 class PairColumns(Section):
     """Names of the columns in a data file."""
 
@@ -66,7 +71,7 @@ class PairColumns(Section):
     corrupted: str = "corrupted"
     answer: str = "answer"
     wrong: str = "wrong"
-    template: str = "template"
+    template: str = Field("template", json_schema_extra=goes_with(_FROM_OTHERS))
     spans: list[str] = Field(default_factory=list, description="columns that are spans")
 
 
@@ -79,15 +84,33 @@ class PairsSection(Section):
     """Pairs of prompts: made by a task, in the spec, or in a file."""
 
     task: Task | None = Field(None, description="a built-in task, its words single tokens")
-    n: int = Field(64, ge=1, le=100_000, description="pairs that a task makes")
-    counterfactual: str | None = Field(None, description="of a task; unset: its first")
+    n: int = Field(
+        64,
+        ge=1,
+        le=100_000,
+        description="pairs that a task makes",
+        json_schema_extra=goes_with({"task": True}),
+    )
+    counterfactual: str | None = Field(
+        None,
+        description="of a task; unset: its first",
+        json_schema_extra=goes_with({"task": True}),
+    )
     templates: list[Annotated[str, Field(min_length=1)]] | None = Field(
-        None, min_length=1, description="of a task, in your own words"
+        None,
+        min_length=1,
+        description="of a task, in your own words",
+        json_schema_extra=goes_with({"task": True}),
     )
     pairs: list[PairText] | None = Field(None, min_length=1)
     file: str | None = Field(None, description="JSON, JSONL or CSV, from this file")
-    columns: PairColumns = PairColumns()
-    limit: int | None = Field(None, ge=1, description="only the first so many of a file")
+    columns: PairColumns = Field(PairColumns(), json_schema_extra=goes_with({"file": True}))
+    limit: int | None = Field(
+        None,
+        ge=1,
+        description="only the first so many of a file",
+        json_schema_extra=goes_with({"file": True}),
+    )
     keep: Literal["all", "correct", "preferred"] = Field(
         "all",
         description="`correct`: the model's top tokens are one of the answers; `preferred`: one "
@@ -113,9 +136,6 @@ class PairsSection(Section):
         if len(given) != 1:
             found = " and ".join(given) or "no origin"
             raise wrong(f"the data has {found}", "exactly one of task, pairs, file")
-        for key in ("counterfactual", "templates"):
-            if self.task is None and getattr(self, key) is not None:
-                raise wrong(f"{key} without a task", f"task with {key}")
         return self
 
 
@@ -129,16 +149,28 @@ class Intervention(Section):
         "ablate in the clean run"
     )
     over: Literal["corrupted", "clean"] = Field(
-        "corrupted", description="prompts that mean and resample take activations from"
+        "corrupted",
+        description="prompts that mean and resample take activations from",
+        json_schema_extra=goes_with({"type": ["mean", "resample"]}),
     )
     samples: int = Field(
-        3, ge=1, le=1000, description="other prompts that resample draws for each pair"
+        3,
+        ge=1,
+        le=1000,
+        description="prompts that resample draws for each pair",
+        json_schema_extra=goes_with({"type": ["resample"]}),
     )
-    least: int = Field(5, ge=2, description="prompts that a mean is over, at least")
+    least: int = Field(
+        5,
+        ge=2,
+        description="prompts that a mean is over, at least",
+        json_schema_extra=goes_with({"type": ["mean"]}),
+    )
     trained: str | None = Field(
         None,
         description="folder of a trained intervention: only what it exchanges is exchanged, from "
         "this file",
+        json_schema_extra=goes_with({"type": ["denoise", "noise", "resample"]}),
     )
 
     @model_validator(mode="before")
@@ -150,14 +182,6 @@ class Intervention(Section):
     def fewest(self) -> int:
         """Prompts that an ablation needs to take activations from."""
         return {"mean": self.least, "resample": self.samples}.get(self.type, 0)
-
-    @model_validator(mode="after")
-    def _exchanges(self) -> Intervention:
-        if "least" in self.model_fields_set and self.type != "mean":
-            raise wrong(f"least with {self.type}", "type: mean, or no least")
-        if self.trained is not None and self.type in ("zero", "mean"):
-            raise wrong(f"trained with {self.type}", "denoise, noise or resample")
-        return self
 
 
 class SiteText(Section):
@@ -176,16 +200,32 @@ class PatchGrid(Section):
     component: Annotated[list[str], Field(min_length=1), OR_ONE] | None = Field(
         None, description="names as `interv inspect` lists them"
     )
-    layers: Layers = "all"
-    window: int = Field(1, ge=1, description="layers patched together: [l - w//2, l + ceil(w/2))")
+    layers: Layers = Field("all", json_schema_extra=goes_with(_WHERE))
+    window: int = Field(
+        1,
+        ge=1,
+        description="layers patched together: [l - w//2, l + ceil(w/2))",
+        json_schema_extra=goes_with(_WHERE),
+    )
     positions: Places = Field(
         "all",
         description="each one a patch; names of spans; `whole`: all that the model sees at once; "
         "`prompt`: these without the answer",
+        json_schema_extra=goes_with(_WHERE),
     )
-    heads: Heads | None = Field(None, description="each one a patch; unset: all, one by one")
-    neurons: Layers | None = Field(None, description="columns, each one a patch")
-    dims: Layers | None = Field(None, description="columns patched together: a subspace")
+    heads: Heads | None = Field(
+        None,
+        description="each one a patch; unset: all, one by one",
+        json_schema_extra=goes_with(_WHERE),
+    )
+    neurons: Layers | None = Field(
+        None, description="columns, each one a patch", json_schema_extra=goes_with(_WHERE)
+    )
+    dims: Layers | None = Field(
+        None,
+        description="columns patched together: a subspace",
+        json_schema_extra=goes_with(_WHERE),
+    )
     set: list[SiteText] | None = Field(None, min_length=1, description="patched at once")
     name: str = Field("", description="of a set")
 
@@ -209,15 +249,18 @@ class ReceiverSite(Section):
     positions: Places = WHOLE
 
 
+_ALONE: Way = {"set": False}
+
+
 class Receiver(Section):
     """Where a path ends: inputs of heads or MLPs, each a point; or a named set, all at once."""
 
     component: (
         Literal["head_query_output", "head_key_output", "head_value_output", "mlp_input"] | None
-    ) = None
-    layers: Layers | None = None
-    heads: Heads | None = None
-    positions: Places = WHOLE
+    ) = Field(None, json_schema_extra=goes_with(_ALONE))
+    layers: Layers | None = Field(None, json_schema_extra=goes_with(_ALONE))
+    heads: Heads | None = Field(None, json_schema_extra=goes_with(_ALONE))
+    positions: Places = Field(WHOLE, json_schema_extra=goes_with(_ALONE))
     set: list[ReceiverSite] | None = Field(
         None,
         min_length=1,
@@ -229,13 +272,8 @@ class Receiver(Section):
     def _one_form(self) -> Receiver:
         if self.set is None and (self.component is None or self.layers is None):
             raise wrong("a receiver without component and layers", "both, or a set of sites")
-        if self.set is not None:
-            if given := sorted(
-                {"component", "layers", "heads", "positions"} & self.model_fields_set
-            ):
-                raise wrong(f"{given[0]} beside a set", f"{given[0]} within each of its sites")
-            if not self.name:
-                raise wrong("a set without a name", "name: and a word for it")
+        if self.set is not None and not self.name:
+            raise wrong("a set without a name", "name: and a word for it")
         return self
 
     @property
@@ -283,39 +321,6 @@ class PathGrid(Section):
     )
 
 
-_BEYOND = 5  # resamples that should lie beyond each end of an interval
-
-
-class Statistics(Section):
-    """Uncertainty over prompts."""
-
-    level: float = Field(0.95, gt=0, lt=1, description="of the intervals of means")
-    resamples: int = Field(2000, ge=100, le=1_000_000, description="of their bootstrap")
-    test: bool = Field(
-        False, description="is an effect real? sign flips over prompts, Holm's correction"
-    )
-    permutations: int = Field(10_000, ge=100, le=10_000_000)
-
-    @model_validator(mode="after")
-    def _enough(self) -> Statistics:
-        needed = ceil(2 * _BEYOND / (1 - self.level))
-        if self.resamples < needed:
-            message = (
-                f"level {self.level:g} has tails that {self.resamples:,} resamples do not show"
-            )
-            raise wrong(message, f"resamples: {needed} or more, or a lower level")
-        return self
-
-
-class PatchFigures(FiguresSection):
-    """Which pictures are drawn."""
-
-    top: int = Field(20, ge=1, le=200, description="bars in a bar chart")
-    patterns: list[Annotated[list[int], Field(min_length=2, max_length=2)]] = Field(
-        default_factory=list, description="[layer, head] whose attention is drawn, first prompt"
-    )
-
-
 class PatchSpec(Section):
     """Activation patching: states of one run put into another, site by site or path by path."""
 
@@ -324,7 +329,10 @@ class PatchSpec(Section):
     model: ModelSection
     seed: int = Field(0, ge=0, lt=2**32)
     data: PairsSection
-    intervention: Intervention = Intervention(type="denoise")
+    intervention: Intervention = Field(
+        Intervention(type="denoise"),
+        json_schema_extra=goes_with({"grid": True}, {"paths": True}, {"circuit": True}),
+    )
     grid: Annotated[list[PatchGrid], OR_ONE] = Field(default_factory=list)
     paths: Annotated[list[PathGrid], OR_ONE] = Field(default_factory=list)
     attribution: Attribution | None = None

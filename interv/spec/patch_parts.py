@@ -1,12 +1,15 @@
-"""What a patch spec may ask for beside its grid: attribution, decomposition, a circuit."""
+"""What a patch spec has beside its grid: attribution, decomposition, circuit, statistics."""
 
 from __future__ import annotations
 
+from math import ceil
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from interv.spec.base import Section, wrong
+from interv.spec.conditions import goes_with
+from interv.spec.run import FiguresSection
 
 FRACTIONS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0]
 """The shares of edges at which MIB evaluates a circuit (arXiv 2504.13151)."""
@@ -27,7 +30,13 @@ class Attribution(Section):
         description="gradient: attribution patching, a backward pass for all of it; "
         "integrated_...: gradients averaged on the way of the inputs, or of each activation",
     )
-    steps: int = Field(5, ge=1, le=1000, description="of the integrated forms")
+    steps: int = Field(
+        5,
+        ge=1,
+        le=1000,
+        description="of the integrated forms",
+        json_schema_extra=goes_with({"method": ["integrated_*"]}),
+    )
     verify: Annotated[int | Literal["all"], BeforeValidator(_check_number)] = Field(
         20, description="places patched exactly, the top ones"
     )
@@ -68,11 +77,18 @@ class Circuit(Section):
 
     level: Literal["edges", "nodes"] = "edges"
     method: Literal["eap", "eap_ig_inputs"] = "eap_ig_inputs"
-    steps: int = Field(5, ge=1, le=1000, description="of the integrated form")
+    steps: int = Field(
+        5,
+        ge=1,
+        le=1000,
+        description="of the integrated form",
+        json_schema_extra=goes_with({"method": ["eap_ig_inputs"]}),
+    )
     quadrature: Literal["riemann", "midpoint"] = Field(
         "riemann",
         description="of the integrated form. riemann: k / steps of the way from what is carried, "
         "k = 0 ... steps - 1, as the code of its authors; midpoint: (k + 1/2) / steps",
+        json_schema_extra=goes_with({"method": ["eap_ig_inputs"]}),
     )
     choose: Choice = Choice(share=0.02)
     fractions: list[Annotated[float, Field(ge=0, le=1)]] = Field(
@@ -95,14 +111,46 @@ class Circuit(Section):
     )
 
     @model_validator(mode="after")
-    def _only_what_applies(self) -> Circuit:
-        given = sorted({"steps", "quadrature"} & self.model_fields_set)
-        if self.method == "eap" and given:
-            raise wrong(f"{given[0]} with method: eap", "eap_ig_inputs, or no " + given[0])
-        return self
-
-    @model_validator(mode="after")
     def _rising(self) -> Circuit:
         if sorted(set(self.fractions)) != self.fractions:
             raise wrong("the fractions do not rise", "each larger than the one before")
         return self
+
+
+_BEYOND = 5  # resamples that should lie beyond each end of an interval
+
+
+class Statistics(Section):
+    """Uncertainty over prompts."""
+
+    level: float = Field(0.95, gt=0, lt=1, description="of the intervals of means")
+    resamples: int = Field(2000, ge=100, le=1_000_000, description="of their bootstrap")
+    test: bool = Field(
+        False, description="is an effect real? sign flips over prompts, Holm's correction"
+    )
+    permutations: int = Field(
+        10_000,
+        ge=100,
+        le=10_000_000,
+        description="random sign flips",
+        json_schema_extra=goes_with({"test": True}),
+    )
+
+    @model_validator(mode="after")
+    def _enough(self) -> Statistics:
+        needed = ceil(2 * _BEYOND / (1 - self.level))
+        if self.resamples < needed:
+            message = (
+                f"level {self.level:g} has tails that {self.resamples:,} resamples do not show"
+            )
+            raise wrong(message, f"resamples: {needed} or more, or a lower level")
+        return self
+
+
+class PatchFigures(FiguresSection):
+    """Which pictures are drawn."""
+
+    top: int = Field(20, ge=1, le=200, description="bars in a bar chart")
+    patterns: list[Annotated[list[int], Field(min_length=2, max_length=2)]] = Field(
+        default_factory=list, description="[layer, head] whose attention is drawn, first prompt"
+    )

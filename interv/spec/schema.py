@@ -18,6 +18,8 @@ from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 from interv.spec import axes
 from interv.spec.base import OR_ONE, Section, wrong
 from interv.spec.claims import Claim
+from interv.spec.conditions import goes_with
+from interv.spec.run import FiguresSection, RunSection
 
 ROLES = (
     "first_subject",
@@ -131,7 +133,11 @@ class ModelSection(Section):
     """Which model, from where, in which numbers. A bare string is a `name` or a `path`."""
 
     name: str | None = Field(None, min_length=1, description="`smollm2-135m` or a hub name")
-    revision: str | None = Field(None, description="branch, tag or commit of a hub model")
+    revision: str | None = Field(
+        None,
+        description="branch, tag or commit of a hub model",
+        json_schema_extra=goes_with({"name": True}),
+    )
     path: str | None = Field(None, description="a local folder or GGUF file, from this file")
     config: dict[str, Any] | None = Field(
         None, description="a config.json as a mapping: random weights made from the seed"
@@ -158,6 +164,7 @@ class ModelSection(Section):
         None,
         description="today, as YYYY-MM-DD, for a chat template that prints the date; unset: the "
         "template's own default, else 2024-07-26",
+        json_schema_extra=goes_with({"chat_template": True}),
     )
 
     @model_validator(mode="before")
@@ -173,10 +180,6 @@ class ModelSection(Section):
                 f"the model has {' and '.join(given) or 'no origin'}",
                 "exactly one of name, path, config",
             )
-        if self.revision is not None and self.name is None:
-            raise wrong("a revision without a hub name", "name with revision")
-        if self.chat_date is not None and not self.chat_template:
-            raise wrong("chat_date without chat_template", "chat_template: true")
         return self
 
 
@@ -200,7 +203,9 @@ class FactColumns(Section):
     prompt: str = "prompt"
     subject: str = "subject"
     answer: str | None = Field(None, description="unset: `answer`, or ROME's `attribute`")
-    corrupted_subject: str = "corrupted_subject"
+    corrupted_subject: str = Field(
+        "corrupted_subject", json_schema_extra=goes_with({"corrupt.type": ["prompt"]})
+    )
     occurrence: str = "occurrence"
 
 
@@ -209,7 +214,7 @@ class FactsSection(Section):
 
     facts: list[Fact] | None = Field(None, min_length=1)
     file: str | None = Field(None, description="JSON, JSONL or CSV, from this file")
-    columns: FactColumns = FactColumns()
+    columns: FactColumns = Field(FactColumns(), json_schema_extra=goes_with({"file": True}))
     limit: int | None = Field(None, ge=1, description="only the first so many facts")
     keep: Literal["correct", "all"] = Field(
         "correct", description="`correct`: only facts where the model's top answer is right"
@@ -266,7 +271,9 @@ class NoiseCorruption(Section):
         "module gives",
     )
     sigma_over: Literal["subjects", "vocabulary"] = Field(
-        "subjects", description="which embeddings `s` is taken over: one scalar for all prompts"
+        "subjects",
+        description="which embeddings `s` is taken over: one scalar for all prompts",
+        json_schema_extra=goes_with({"level": ["*s"]}),
     )
     samples: int = Field(10, ge=1, description="noise draws for each prompt")
     draw_seed: int | None = Field(
@@ -303,48 +310,6 @@ class TraceGrid(Section):
         description="held at its corrupted value at the restored position in every layer "
         "(figure 3 of Meng et al. 2022)",
     )
-
-
-class FiguresSection(Section):
-    """Which picture files are written."""
-
-    formats: Annotated[list[Literal["png", "svg", "pdf"]], Field(min_length=1)] = Field(
-        ["png", "svg"]
-    )
-    dpi: int = Field(150, ge=30, le=1200)
-
-
-class RunSection(Section):
-    """How it is computed; changes no result beyond the last bits."""
-
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")
-    threads: int | None = Field(None, ge=1, description="CPU threads; unset: torch's choice")
-    memory: str | None = Field(
-        None,
-        pattern=r"^\d+(\.\d+)? ?[KMG]i?B$",
-        description="for activations, such as 1GiB; unset: a quarter of what is free",
-    )
-    max_tokens: int | None = Field(
-        None, ge=1, description="tokens in one forward, about; unset: as many as memory holds"
-    )
-    deterministic: bool = Field(
-        False, description="torch's deterministic algorithms, or an error where there is none"
-    )
-    executor: Literal["auto", "suffix", "reference"] = Field(
-        "auto", description="auto: suffix, which computes only what differs, where it holds"
-    )
-    on_uncertified: Literal["stop", "reference"] = Field(
-        "stop", description="what to do where the suffix executor differs from the reference"
-    )
-
-    @property
-    def memory_bytes(self) -> int | None:
-        """`memory` as a number."""
-        found = re.fullmatch(r"([\d.]+) ?([KMG])(i?)B", self.memory or "")
-        if not found:
-            return None
-        unit = (1024 if found[3] else 1000) ** (1 + "KMG".index(found[2]))
-        return int(float(found[1]) * unit)
 
 
 def distinct(metrics: list[str]) -> list[str]:

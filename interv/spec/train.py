@@ -10,22 +10,34 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 from interv.spec.base import OR_ONE, Section, wrong
 from interv.spec.causal import CausalSection
 from interv.spec.claims import Claim
+from interv.spec.conditions import Way, goes_with
 from interv.spec.made import MlpSection, TransformerSection
 from interv.spec.patch import Places
-from interv.spec.schema import FiguresSection, Heads, Layers, ModelSection, RunSection, distinct
+from interv.spec.run import FiguresSection, RunSection
+from interv.spec.schema import Heads, Layers, ModelSection, distinct
 
 ROTATED = (
     "rotated_space",
     "low_rank_rotated_space",
     "boundless_rotated_space",
     "sigmoid_mask_rotated_space",
-    "pca_rotated_space",
 )
+"""Types with a rotation that is trained."""
 RANKED = ("rotated_space", "low_rank_rotated_space", "pca_rotated_space", "lora")
 """Types that exchange a number of dimensions, or adapt with so many."""
 TEMPERED = ("boundless_rotated_space", "sigmoid_mask", "sigmoid_mask_rotated_space")
 UNTRAINED = ("vanilla", "pca_rotated_space")
 """Types without parameters to train: they are evaluated. So is a given autoencoder."""
+
+_TRAINED: tuple[Way, ...] = (
+    {"train.what": ["model"]},
+    {"intervention.type": ["rotated_space", "low_rank_*", "boundless_*", "sigmoid_*", "lora"]},
+    {"intervention.type": ["autoencoder"], "intervention.dictionary.path": False},
+    {"intervention.type": ["autoencoder"], "intervention.train_dictionary": True},
+)
+_INTERVENTION: Way = {"train.what": ["intervention"]}
+_MODEL: Way = {"what": ["model"]}
+_WHERE: Way = {"component": True}
 
 TypeName = Literal[
     "vanilla",
@@ -115,7 +127,12 @@ class Dictionary(Section):
         "[latent, width], decoder_bias, and of a JumpReLU autoencoder threshold [latent]; it is "
         "not trained; unset: one of `latents` is trained with the exchange",
     )
-    latents: int = Field(256, ge=1, description="of one that is trained with the exchange")
+    latents: int = Field(
+        256,
+        ge=1,
+        description="of one that is trained with the exchange",
+        json_schema_extra=goes_with({"path": False}),
+    )
     error_term: bool = Field(True, description="what the reconstruction misses stays as it is")
 
 
@@ -128,23 +145,47 @@ class TrainedType(Section):
         description="one, or several to compare"
     )
     rank: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1), OR_ONE] = Field(
-        [1], description="dimensions of each variable; one, or several to compare"
+        [1],
+        description="dimensions of each variable; one, or several to compare",
+        json_schema_extra=goes_with({"type": list(RANKED)}),
     )
     temperature: Annotated[
         list[Annotated[Finite, Field(gt=0)]], Field(min_length=2, max_length=2)
-    ] = Field([50.0, 0.1], description="of masks and boundaries: first and last")
+    ] = Field(
+        [50.0, 0.1],
+        description="of masks and boundaries: first and last",
+        json_schema_extra=goes_with({"type": list(TEMPERED)}),
+    )
     penalty: Finite = Field(
         0.0,
         ge=0,
         description="times the sum of all boundaries, or of the shares of all masks that are open, "
         "added to the loss; boundless DAS has 1",
+        json_schema_extra=goes_with({"type": list(TEMPERED)}),
     )
-    start: Literal["random", "pca"] = Field("random", description="of a rotation's columns")
-    by_head: bool = Field(False, description="sigmoid_mask: one gate for each head")
-    alpha: Finite = Field(1.0, gt=0, description="strength of a lora adapter")
-    dictionary: Dictionary = Dictionary()
+    start: Literal["random", "pca"] = Field(
+        "random",
+        description="of a rotation's columns",
+        json_schema_extra=goes_with({"type": list(ROTATED)}),
+    )
+    by_head: bool = Field(
+        False,
+        description="one gate for each head",
+        json_schema_extra=goes_with({"type": ["sigmoid_mask"]}),
+    )
+    alpha: Finite = Field(
+        1.0,
+        gt=0,
+        description="strength of an adapter",
+        json_schema_extra=goes_with({"type": ["lora"]}),
+    )
+    dictionary: Dictionary = Field(
+        Dictionary(), json_schema_extra=goes_with({"type": ["autoencoder"]})
+    )
     train_dictionary: bool = Field(
-        False, description="train the autoencoder of `dictionary.path` further, by the exchange"
+        False,
+        description="train the autoencoder of `dictionary.path` further, by the exchange",
+        json_schema_extra=goes_with({"type": ["autoencoder"], "dictionary.path": True}),
     )
 
     def trains(self, kind: str) -> bool:
@@ -176,13 +217,31 @@ class TrainGrid(Section):
     component: Annotated[list[str], Field(min_length=1), OR_ONE] | None = Field(
         None, description="names as `interv inspect` lists them"
     )
-    layers: Layers = "all"
-    positions: Places = Field("END", description="spans or indices, each a fit; `whole`: all")
-    heads: Heads | None = Field(None, description="these heads' columns together; unset: all")
-    dims: Layers | None = Field(None, description="only these columns")
-    together: bool = Field(False, description="all layers and positions are one fit")
+    layers: Layers = Field("all", json_schema_extra=goes_with(_WHERE))
+    positions: Places = Field(
+        "END",
+        description="spans or indices, each a fit; `whole`: all",
+        json_schema_extra=goes_with(_WHERE),
+    )
+    heads: Heads | None = Field(
+        None,
+        description="these heads' columns together; unset: all",
+        json_schema_extra=goes_with(_WHERE),
+    )
+    dims: Layers | None = Field(
+        None, description="only these columns", json_schema_extra=goes_with(_WHERE)
+    )
+    together: bool = Field(
+        False,
+        description="all layers and positions are one fit",
+        json_schema_extra=goes_with(_WHERE),
+    )
     set: list[TrainSite] | None = Field(None, min_length=1, description="one fit of several sites")
-    linked: bool = Field(False, description="sites of one fit share their parameters")
+    linked: bool = Field(
+        False,
+        description="sites of one fit share their parameters",
+        json_schema_extra=goes_with({"set": True}, {"together": True}),
+    )
     name: str = Field("", description="of a fit of several sites")
 
     @model_validator(mode="after")
@@ -192,8 +251,6 @@ class TrainGrid(Section):
         several = self.set is not None or self.together
         if several and not self.name:
             raise wrong("a fit of several sites without a name", "name: and a word for it")
-        if self.linked and not several:
-            raise wrong("linked sites without a set", "set or together with linked")
         return self
 
 
@@ -217,7 +274,12 @@ class Training(Section):
     accumulate: int = Field(1, ge=1, description="batches whose gradients make one step")
     optimizer: Literal["adam", "adamw"] = "adam"
     lr: Rate = Field(1e-3, gt=0)
-    boundary_lr: Rate | None = Field(None, gt=0, description="of boundaries; unset: as `lr`")
+    boundary_lr: Rate | None = Field(
+        None,
+        gt=0,
+        description="of boundaries; unset: as `lr`",
+        json_schema_extra=goes_with({"intervention.type": ["boundless_rotated_space"]}),
+    )
     weight_decay: Finite = Field(0.0, ge=0)
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "linear", description="of the learning rate, from its top to 0"
@@ -234,14 +296,21 @@ class Training(Section):
         Field([0], description="each a fit of its own; the results have their spread")
     )
     task_weight: Finite = Field(
-        0.0, ge=0, description="of the loss on the bases themselves, where the model is trained"
+        0.0,
+        ge=0,
+        description="of the loss on the bases themselves",
+        json_schema_extra=goes_with(_MODEL),
     )
     exchange: list[str] | None = Field(
         None,
-        description="where the model is trained: which parts of the mixture it learns, as `a` or "
-        "`a+b`; unset: all",
+        description="which parts of the mixture the model learns, as `a` or `a+b`; unset: all",
+        json_schema_extra=goes_with(_MODEL),
     )
-    autocast: Literal["bfloat16"] | None = Field(None, description="on CUDA: mixed precision")
+    autocast: Literal["bfloat16"] | None = Field(
+        None,
+        description="mixed precision",
+        json_schema_extra=goes_with({**_INTERVENTION, "run.device": ["auto", "cuda*"]}),
+    )
     checkpointing: bool = Field(
         False,
         description="blocks keep only what enters them and run again in the backward pass: less "
@@ -253,8 +322,16 @@ class Controls(Section):
     """What a trained intervention is compared with."""
 
     full: bool = Field(True, description="the whole vector exchanged")
-    random: bool = Field(True, description="a random subspace of the same size")
-    shuffled: bool = Field(True, description="trained on shuffled labels, with the first seed")
+    random: bool = Field(
+        True,
+        description="a random subspace of the same size",
+        json_schema_extra=goes_with({"intervention.type": ["[!v]*"]}),
+    )
+    shuffled: bool = Field(
+        True,
+        description="trained on shuffled labels, with the first seed",
+        json_schema_extra=goes_with(*_TRAINED),
+    )
 
 
 def _check_variables(names: list[str]) -> list[str]:
@@ -278,8 +355,8 @@ class TrainSpec(Section):
     data: TrainData = TrainData()
     intervention: TrainedType = TrainedType(type=["low_rank_rotated_space"])
     grid: Annotated[list[TrainGrid], Field(min_length=1), OR_ONE]
-    train: Training = Training()
-    controls: Controls = Controls()
+    train: Training = Field(Training(), json_schema_extra=goes_with(*_TRAINED))
+    controls: Controls = Field(Controls(), json_schema_extra=goes_with(_INTERVENTION))
     metric: Annotated[list[Metric], Field(min_length=1), AfterValidator(distinct), OR_ONE] = Field(
         ["iia"],
         description="interchange intervention accuracy; what claims are about, first of all",
@@ -293,10 +370,6 @@ class TrainSpec(Section):
         types = self.intervention.type
         if self.train.what == "model" and types != ["vanilla"]:
             raise wrong("a model trained under a trained intervention", "intervention: vanilla")
-        if self.intervention.by_head and set(types) - {"sigmoid_mask"}:
-            raise wrong("by_head of another type", "type: sigmoid_mask with by_head")
-        if self.intervention.start == "pca" and set(types) - set(ROTATED):
-            raise wrong("start: pca of a type without a rotation", f"one of {', '.join(ROTATED)}")
         known = set(self.variables)
         for grid in self.grid:
             for site in grid.set or ():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,6 @@ from interv.engine.masks import Boundary
 from interv.plan.train import Fit
 from interv.spec.train import TrainSpec, part_of
 from interv.train.data import Group, Prepared
-from interv.train.loop import autocast
 from interv.train.parts import (
     About,
     FitPart,
@@ -102,7 +102,7 @@ class Intervening:
             labels = prepared.group.label[rows]
             if self._labels is not None:
                 labels = self._labels[first + rows]
-            with autocast(self._spec.train, device_of(self._runner)):
+            with self._mixed():
                 logits = prepared.logits(rows, prepared.edits(self.parts, rows))
             total = total.to(logits.device) + cross_entropy(logits, labels, self._among)
         if self._spec.intervention.penalty:
@@ -110,6 +110,12 @@ class Intervening:
             if share is not None:
                 total = total + self._spec.intervention.penalty * share * len(pairs)
         return total
+
+    def _mixed(self) -> contextlib.AbstractContextManager[Any]:
+        # On CUDA only: the plan and the worker see to that.
+        if self._spec.train.autocast is None:
+            return contextlib.nullcontext()
+        return torch.autocast("cuda", dtype=torch.bfloat16)
 
     def accuracy(self) -> float:
         found = hits(self._validation, lambda p, rows: p.edits(self.parts, rows), self._among)

@@ -6,10 +6,9 @@ holds all that a step depends on, so that a fit that was killed ends with the sa
 
 from __future__ import annotations
 
-import contextlib
 import math
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -266,15 +265,3 @@ def tempered(options: TrainedType, step: int, total: int) -> float:
     """The temperature at a step: from first to last in equal steps, as in pyvene's notebook."""
     first, last = options.temperature
     return first + (last - first) * step / max(1, total - 1)
-
-
-@contextlib.contextmanager
-def autocast(section: Training, device: torch.device) -> Iterator[None]:
-    """Mixed precision where it is asked for and the device is a GPU."""
-    if section.autocast is None:
-        yield
-        return
-    if device.type != "cuda":
-        raise EngineError(f"train.autocast: {section.autocast} is for CUDA; this is {device.type}")
-    with torch.autocast("cuda", dtype=torch.bfloat16):
-        yield
