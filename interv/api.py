@@ -125,38 +125,49 @@ def executor(
     kind: Literal["auto", "suffix", "reference"] = "auto",
     *,
     max_tokens: int = 1024,
+    batch_dim: int = 0,
 ) -> Executor:
     """The engine on a model that is at hand already; it is left as it was found.
 
     Args:
-        model: a `transformers` language model, or any module (its parts named by path).
+        model: a `transformers` language model, or any module (its parts named by path). Of
+            DataParallel, DistributedDataParallel, torch.compile and PEFT the model inside.
         kind: `reference` for full forwards; `suffix` for only what differs, checked against
             the reference on this model before it is handed out; `auto`: suffix where the
             model's blocks allow it and nobody has hooks on it.
         max_tokens: of one forward on the suffix executor.
+        batch_dim: where a module whose inputs are not tokens has its rows.
 
     Raises:
-        UsageError: there is no executor of this kind.
-        ModelError: a `transformers` model that is of no known type and not recognised, or that
-            the installed versions compute wrongly.
+        UsageError: there is no executor of this kind, or of this wrapper.
+        ModelError: suffix, of a `transformers` model that is of no known type; a model that the
+            installed versions compute wrongly.
         EngineError: the suffix executor was asked for and does not hold here.
     """
     from transformers import PreTrainedModel
 
     from interv.engine import ReferenceExecutor, SuffixExecutor, anatomy_of
     from interv.engine.hooks import foreign_hooks
-    from interv.errors import UsageError
+    from interv.engine.wrappers import speaks, unwrapped
+    from interv.errors import ModelError, UsageError
     from interv.models.anatomy import Anatomy
     from interv.models.known_faults import refuse_known_faults
     from interv.runner.certify import certify_model
 
     if kind not in ("auto", "suffix", "reference"):
         raise UsageError(f"no executor {kind!r}; expected auto, suffix or reference")
+    model = unwrapped(model)
+    anatomy = Anatomy()
     if isinstance(model, PreTrainedModel):
         refuse_known_faults(model.config.to_dict(), model.config._attn_implementation)
-    anatomy = anatomy_of(model) if isinstance(model, PreTrainedModel) else Anatomy()
-    reference = ReferenceExecutor(model, anatomy)
-    free = anatomy.reach != "nothing" and not foreign_hooks(model)
+        try:
+            anatomy = anatomy_of(model)
+        except ModelError:
+            # Its modules have paths all the same.
+            if kind == "suffix":
+                raise
+    reference = ReferenceExecutor(model, anatomy, batch_dim)
+    free = anatomy.reach != "nothing" and not foreign_hooks(model) and speaks(model)
     if kind == "reference" or (kind == "auto" and not free):
         return reference
     fast = SuffixExecutor(model, anatomy, max_tokens)

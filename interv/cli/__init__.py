@@ -104,7 +104,7 @@ def main() -> NoReturn:
             sys.exit(error.exit_code)
         if (told := _out_of_memory(error)) is None:
             raise
-        typer.echo(f"interv: {told}", err=True)
+        err(f"interv: {told}")
         sys.exit(told.exit_code)
     if code == _INTERRUPTED:  # so typer too says it, in place of an error
         err("interv: interrupted")

@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from interv.engine.attention import Call, fit_keys, routing
 from interv.engine.hooks import Visit, find_module, skipping, visiting
 from interv.engine.memory import halving
-from interv.engine.runs import Edit, Inputs, Run, Site, read_positions
+from interv.engine.runs import Edit, Inputs, Run, Site, check_asked, read_positions
 from interv.engine.sites import Sites, Todo, applied, make_edits, unfold
 from interv.errors import EngineError
 from interv.models.anatomy import Anatomy, Place
 
 _MAX_TOKENS = 4096  # in one forward of many sources
+_OUTPUTS = ("logits", "last_hidden_state")
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,17 @@ class ReferenceExecutor:
         at: Sequence[int] | None = (-1,),
         tokens: Sequence[int] | None = None,
     ) -> Tensor:
+        check_asked(runs, at, tokens, self.sites.n_tokens)
         self.need(self.sites.wanted_by(runs))
         check_lengths(runs, at)
 
         def of(some: Sequence[Run]) -> Tensor:
             logits, _ = self.forward(some, at)
+            if at is not None and logits.dim() == 2 and not isinstance(some[0].ids, Inputs):
+                raise EngineError(
+                    f"{type(self.model).__name__} gives one output for a run, not one at each "
+                    "position: ask for it with at=None"
+                )
             return logits if tokens is None else logits[..., list(tokens)]
 
         found: dict[int, Tensor] = {}
@@ -83,6 +90,7 @@ class ReferenceExecutor:
         return torch.stack([found[i] for i in range(len(runs))])
 
     def states(self, runs: Sequence[Run], sites: Sequence[Site]) -> list[list[Tensor]]:
+        check_asked(runs)
         self.sites.check_all(runs, sites)
         self.need({run: {self.sites.place(site) for site in sites} for run in runs})
         return [[self.take(run, site).clone() for run in runs] for site in sites]
@@ -149,10 +157,14 @@ class ReferenceExecutor:
                 edits[self.sites.place(edit.site)].append((row, edit))
         captured: dict[Place, Tensor] = {}
         maps = self.sites.anatomy.family is None
+        length = None if isinstance(runs[0].ids, Inputs) else len(runs[0])
+
+        def opened(value: Tensor, place: Place) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+            return unfold(self._rows_first(value), len(runs), place, maps=maps, length=length)
 
         def visit_at(place: Place) -> Visit:
             def visit(value: Tensor, given: Callable[[], Tensor]) -> Tensor:
-                rows, back = unfold(self._rows_first(value), len(runs), place, maps=maps)
+                rows, back = opened(value, place)
                 if place in edits:
                     n = rows.shape[1]
                     todo = [Todo(edit, row * n, n) for row, edit in edits[place]]
@@ -167,9 +179,7 @@ class ReferenceExecutor:
                 return value
 
             def own(given: Callable[[], Tensor]) -> Tensor:
-                return unfold(self._rows_first(given()), len(runs), place, maps=maps)[0].flatten(
-                    0, 1
-                )
+                return opened(given(), place)[0].flatten(0, 1)
 
             return visit
 
@@ -204,15 +214,15 @@ class ReferenceExecutor:
         first = runs[0].ids
         if isinstance(first, Inputs):
             given = [run.ids for run in runs if isinstance(run.ids, Inputs)]
-            args = [
-                torch.stack(each, self._batch_dim)
-                for each in zip(*(g.args for g in given), strict=True)
-            ]
-            kwargs = {
-                name: torch.stack([g.kwargs[name] for g in given], self._batch_dim)
-                for name in first.kwargs
-            }
-            return self._rows_first(output_of(self.model(*args, **kwargs)))
+            args = [self._stacked(each) for each in zip(*(g.args for g in given), strict=True)]
+            kwargs = {name: self._stacked([g.kwargs[name] for g in given]) for name in first.kwargs}
+            out = self._rows_first(output_of(self.model(*args, **kwargs)))
+            if not out.dim() or len(out) != len(runs):
+                raise EngineError(
+                    f"the model gives {tuple(out.shape)} for {len(runs)} runs, expected a row for "
+                    "each, along dimension batch_dim"
+                )
+            return out
         positions = read_positions(runs[0], at)
         options: dict[str, Any] = {"use_cache": False} if self._caches else {}
         # Behind the blocks an edit counts positions from the first all the same.
@@ -221,6 +231,8 @@ class ReferenceExecutor:
             options["logits_to_keep"] = len(first) - begin
         ids = torch.tensor([run.ids for run in runs], device=device_of(self.model))
         logits = output_of(self.model(input_ids=ids, **options))
+        if logits.dim() == 2 and len(logits) == len(runs):
+            return logits  # one output for a run: classes, say
         if logits.shape[1] != len(first) - begin:
             raise EngineError(f"logits of shape {tuple(logits.shape)} for {len(first)} tokens")
         return logits if positions is None else logits[:, [p - begin for p in positions]]
@@ -275,6 +287,9 @@ class ReferenceExecutor:
         """An edit's source activations `[n_positions, width]`, which are kept already."""
         assert edit.source is not None
         return self.take(edit.source, edit.reads)
+
+    def _stacked(self, rows: Sequence[Tensor]) -> Tensor:
+        return torch.stack(list(rows), self._batch_dim).to(device_of(self.model))
 
     def _rows_first(self, value: Tensor) -> Tensor:
         batched = self._batch_dim and value.dim() > self._batch_dim
@@ -351,15 +366,25 @@ def _tokens(run: Run) -> int:
 
 
 def output_of(output: Any) -> Tensor:
-    """The tensor in what a model gives.
+    """Return the tensor in what a model gives, rows first.
+
+    Of a contrastive model `[row, 1]`: how well a row's image and text go together.
 
     Raises:
         EngineError: there is none.
     """
-    found = getattr(output, "logits", output)
-    found = found[0] if isinstance(found, tuple) else found
+    pairs = getattr(output, "logits_per_image", None)
+    if isinstance(pairs, Tensor) and pairs.dim() == 2 and len(pairs) == pairs.shape[1]:
+        # Every image against every text of the batch: a row's own are on the diagonal.
+        return pairs.diagonal()[:, None]
+    named = (getattr(output, name, None) for name in _OUTPUTS)
+    found = next((value for value in named if value is not None), output)
+    found = found[0] if isinstance(found, tuple) and found else found
     if not isinstance(found, Tensor):
-        raise EngineError(f"the model gives {type(output).__name__}, which has no logits")
+        raise EngineError(
+            f"the model gives {type(output).__name__}, which has none of {', '.join(_OUTPUTS)}: "
+            "wrap it in a module that returns the tensor that is meant"
+        )
     return found
 
 
@@ -373,5 +398,6 @@ def check_finite(logits: Tensor) -> None:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where a model's first parameters are, and its inputs belong."""
-    return next(model.parameters()).device
+    """Return where a model's first parameters are and its inputs belong; without any, the CPU."""
+    first = next(model.parameters(), None)
+    return torch.device("cpu") if first is None else first.device

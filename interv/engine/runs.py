@@ -9,10 +9,11 @@ one intervention. Runs are hashable; equal runs are the same run.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, final
+from typing import Any, Protocol, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,10 +40,16 @@ class Site:
     dims: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.component, str):
+            raise EngineError(f"a component is a name or a path, not {_kind(self.component)}")
         for name in ("positions", "heads", "dims"):
-            units = getattr(self, name)
-            if units is not None and (len(set(units)) != len(units) or min(units, default=-1) < 0):
+            given = getattr(self, name)
+            if given is None:
+                continue
+            units = _integers(given, name)
+            if len(set(units)) != len(units) or min(units, default=-1) < 0:
                 raise EngineError(f"{name} {units}: at least one, each once, counted from 0")
+            object.__setattr__(self, name, units)
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,15 @@ class Edit:
     read: Site | None = None
 
     def __post_init__(self) -> None:
+        for name, kind, may_miss in (
+            ("site", Site, False),
+            ("intervention", Intervention, False),
+            ("source", Run, True),
+            ("read", Site, True),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, kind) and not (may_miss and value is None):
+                raise EngineError(f"an edit's {name} is a {kind.__name__}, not {_kind(value)}")
         if self.intervention.needs_source != (self.source is not None):
             name = type(self.intervention).__name__
             needs = "needs a source" if self.intervention.needs_source else "takes no source"
@@ -85,6 +101,9 @@ class Inputs:
 
     def __init__(self, *args: Tensor, **kwargs: Tensor) -> None:
         self.args, self.kwargs = args, kwargs
+        for tensor in (*args, *kwargs.values()):
+            if not isinstance(tensor, Tensor):
+                raise EngineError(f"inputs are tensors, not {_kind(tensor)}")
         digest = hashlib.sha256()
         for name, tensor in [*enumerate(args), *sorted(kwargs.items())]:
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -102,13 +121,28 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Run:
-    """One row: token ids (or other inputs), and the edits made in order while it runs."""
+    """One row: token ids (or other inputs), and the edits made in order while it runs.
+
+    Lists, arrays and tensors of one dimension are taken as the tuples that they list.
+
+    Raises:
+        EngineError: ids that are no whole numbers, or none; edits that are none.
+    """
 
     ids: tuple[int, ...] | Inputs
     edits: tuple[Edit, ...] = ()
     _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.ids, Inputs):
+            object.__setattr__(self, "ids", _integers(self.ids, "token ids"))
+        if type(self.edits) is not tuple:
+            if not isinstance(self.edits, list):
+                raise EngineError(f"a run's edits are a tuple of Edit, not {_kind(self.edits)}")
+            object.__setattr__(self, "edits", tuple(self.edits))
+        for edit in self.edits:
+            if not isinstance(edit, Edit):
+                raise EngineError(f"a run's edits are a tuple of Edit, not of {_kind(edit)}")
         # Sources nest: without this, hashing a run would walk through all of them each time.
         object.__setattr__(self, "_hash", hash((self.ids, self.edits)))
 
@@ -127,6 +161,57 @@ class Run:
 
     def __bool__(self) -> bool:
         return True
+
+
+def _kind(value: object) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+
+
+def _integers(given: Any, what: str) -> tuple[int, ...]:
+    """Whole numbers as a tuple: most of them are one already."""
+    if type(given) is tuple and all(type(item) is int for item in given):
+        return given
+    if isinstance(given, Tensor | np.ndarray):
+        if given.ndim != 1:
+            raise EngineError(f"{what}: one dimension, not the shape {tuple(given.shape)}")
+        given = given.tolist()
+    if isinstance(given, tuple | list | range):
+        whole = [isinstance(i, int | np.integer) and not isinstance(i, bool) for i in given]
+        if all(whole):
+            return tuple(int(item) for item in given)
+        wrong = given[whole.index(False)]
+        raise EngineError(f"{what}: whole numbers, not {wrong!r} ({_kind(wrong)})")
+    raise EngineError(f"{what}: a tuple of whole numbers, not {given!r} ({_kind(given)})")
+
+
+def check_asked(
+    runs: Sequence[Run],
+    at: Sequence[int] | None = None,
+    tokens: Sequence[int] | None = None,
+    n_tokens: int | None = None,
+) -> None:
+    """Check what an executor is asked for, before it means something else.
+
+    Args:
+        runs, at, tokens: as `Executor.logits` has them.
+        n_tokens: of the vocabulary, where that is known.
+
+    Raises:
+        EngineError: no sequence of runs, positions or tokens, or a token that is none.
+    """
+    if isinstance(runs, Run) or not isinstance(runs, Sequence):
+        raise EngineError(f"runs are asked for in a list, not as {_kind(runs)}")
+    for run in runs:
+        if not isinstance(run, Run):
+            raise EngineError(f"a list of Run is expected, not of {_kind(run)}")
+    if at is not None:
+        _integers(tuple(at) if isinstance(at, Iterable) else at, "at")
+    if tokens is not None:
+        wanted = _integers(tuple(tokens) if isinstance(tokens, Iterable) else tokens, "tokens")
+        most = max(wanted, default=0) if n_tokens is None else n_tokens - 1
+        if min(wanted, default=-1) < 0 or max(wanted) > most:
+            among = "" if n_tokens is None else f", of a vocabulary of {n_tokens}"
+            raise EngineError(f"tokens {list(wanted)}: at least one, each counted from 0{among}")
 
 
 def read_positions(run: Run, at: Sequence[int] | None) -> tuple[int, ...] | None:

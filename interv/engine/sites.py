@@ -23,6 +23,11 @@ class Sites:
         self._layers: dict[Place, int | None] = {}
         self._columns: dict[Site, Tensor | None] = {}
 
+    @property
+    def n_tokens(self) -> int | None:
+        """Of the vocabulary, where that is known."""
+        return self.anatomy.facts.vocab_size if self.anatomy.facts else None
+
     def place(self, site: Site) -> Place:
         """Where a site stands; an EngineError where the model has no such place."""
         key = site.component, site.layer
@@ -42,6 +47,14 @@ class Sites:
         Raises:
             EngineError: one is not.
         """
+        n_tokens = self.n_tokens
+        if not isinstance(run.ids, Inputs) and n_tokens is not None:
+            low, high = min(run.ids, default=-1), max(run.ids, default=-1)
+            if low < 0 or high >= n_tokens:
+                raise EngineError(
+                    f"token ids {low if low < 0 else high} of a run of {len(run)} tokens: at least "
+                    f"one, each from 0 to {n_tokens - 1}"
+                )
         for edit in run.edits:
             self._check(edit.site, run)
             if edit.source is not None:
@@ -98,7 +111,7 @@ class Sites:
 
 
 def unfold(
-    value: Tensor, rows: int, what: object, *, maps: bool
+    value: Tensor, rows: int, what: object, *, maps: bool, length: int | None = None
 ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """What passes a place as `[row, pos, width]`, and the way back.
 
@@ -106,10 +119,26 @@ def unfold(
     One of four is a feature map `[row, channel, height, width]`, whose pixels are positions, where
     the model has `maps`; else it is `[row, pos, head, head_width]`.
 
+    Args:
+        value: what passes.
+        rows: how many there are.
+        what: names the place, in errors.
+        maps: whether the model is of no known family.
+        length: how many positions a row has, where that is known.
+
     Raises:
-        EngineError: it has another shape.
+        EngineError: it has another shape, or one that can be read in two ways.
     """
     shape = value.shape
+    if maps and value.dim() == 2 and rows > 1 and shape[0] not in (rows, rows * (length or 0)):
+        # Flattened tokens of all rows, or one table for all of them (positions, say)?
+        if shape[0] != length:
+            raise EngineError(
+                f"{what}: shape {tuple(shape)} for {rows} rows can be read in two ways; ask for "
+                "one run at a time"
+            )
+        value = value.expand(rows, *shape)
+        shape = value.shape
     if value.dim() == 2 and shape[0] % rows == 0:
         return value.reshape(rows, -1, shape[1]), lambda new: new.reshape(shape)
     if value.dim() in (3, 4) and shape[0] == 1 < rows:

@@ -26,7 +26,7 @@ from interv.engine.hooks import find_module, foreign_hooks
 from interv.engine.memory import halving
 from interv.engine.reference import ReferenceExecutor, Start, by_shape, check_lengths
 from interv.engine.rows import Base, Length, Row, Rows, recording
-from interv.engine.runs import Inputs, Run, Site, read_positions
+from interv.engine.runs import Inputs, Run, Site, check_asked, read_positions
 from interv.engine.walk import Walk
 from interv.errors import EngineError
 from interv.models.anatomy import Anatomy, Place
@@ -72,6 +72,7 @@ class SuffixExecutor:
         tokens: Sequence[int] | None = None,
     ) -> Tensor:
         self._refuse_hooks()
+        check_asked(runs, at, tokens, self._sites.n_tokens)
         check_lengths(runs, at)
         found: dict[Run, Tensor] = {}
         distinct = list(dict.fromkeys(runs))
@@ -97,6 +98,7 @@ class SuffixExecutor:
 
     def states(self, runs: Sequence[Run], sites: Sequence[Site]) -> list[list[Tensor]]:
         self._refuse_hooks()
+        check_asked(runs)
         self._sites.check_all(runs, sites)
         self._need({run: {self._sites.place(site) for site in sites} for run in runs})
         return [[self._reference.take(run, site).clone() for run in runs] for site in sites]
