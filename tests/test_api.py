@@ -136,7 +136,7 @@ def test_a_model_without_weights(gpt2_folder: Path, tmp_path: Path) -> None:
         (tmp_path / name).write_bytes((gpt2_folder / name).read_bytes())
     plan = interv.load(trace(tmp_path))
     assert plan.identity is None
-    with pytest.raises(ModelError, match="has no safetensors"):
+    with pytest.raises(ModelError, match=r"has neither model\.safetensors nor"):
         interv.run(trace(tmp_path), outputs=tmp_path / "outputs")
     assert not (tmp_path / "outputs").exists()
 

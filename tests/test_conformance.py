@@ -252,7 +252,9 @@ def test_prompts_of_several_lengths_are_as_each_by_itself(
     together = make_executor(model).logits(runs, (-1, -4))
     for run, found in zip(runs, together, strict=True):
         [alone] = make_executor(model).logits([run], (-1, -4))
-        assert float((found - alone).abs().max()) <= CLOSE
+        # transformers takes Gemma 2's softmax in float32, whatever the model's dtype.
+        close = 5e-6 if name == "gemma2" else CLOSE
+        assert float((found - alone).abs().max()) <= close
         if not run.edits:
             with torch.no_grad():
                 plain = model(input_ids=torch.tensor([run.ids])).logits[0, [-1, -4]]

@@ -133,7 +133,8 @@ def write_report(plan: Plan, journal: Journal, folder: Path, record: dict[str, A
         }
         write_atomically(folder / RECORD, json_text(document, 1) + "\n")
     results, summary, prompts = (tables[name] for name in ("results", "summary", "prompts"))
-    texts = (token for tokens in prompts.get("tokens", ()) for token in json.loads(tokens))
+    # Copies that were left out have no tokens there.
+    texts = (token for told in prompts.get("tokens", ()) if told for token in json.loads(told))
     return Report(
         results,
         summary,
