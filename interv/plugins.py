@@ -1,14 +1,15 @@
-"""A user's own metrics, in a Python file that is named on the command line (`--plugin FILE`).
+"""A user's own metrics and functions, in Python files named on the command line (`--plugin FILE`).
 
-No spec names a file with code: only who types the command does. The file's hash is part of the
-identity of what is computed with it.
+No spec names a file with code: only who types the command does. The files' hash is part of the
+identity of what is computed with them.
 """
 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +19,7 @@ from interv.errors import UsageError
 
 _MARK = "_interv_metric"
 _FUNCTION = "_interv_function"
+_METRIC_ARGUMENTS = ("logits", "answers", "wrong")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -43,19 +45,68 @@ def function(function: F) -> F:
 
 @dataclass(frozen=True)
 class Plugin:
-    """What a file holds."""
+    """What one file holds, or several together.
 
-    path: Path
+    Attributes:
+        paths: the files, in the order in which they were named.
+        sha256: of the file; of several the hash of theirs, whatever their order.
+    """
+
+    paths: tuple[Path, ...]
     sha256: str
     metrics: Mapping[str, Callable[..., Any]]
     functions: Mapping[str, Callable[..., Any]]
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return what the run record keeps: the files' names, and their hash."""
+        return {"files": [path.name for path in self.paths], "sha256": self.sha256}
 
-def load_plugin(path: Path) -> Plugin:
-    """Run a file and collect its metrics.
+
+def load_plugins(paths: Sequence[Path]) -> Plugin:
+    """Run files, and collect the metrics and functions of all of them.
 
     Raises:
-        UsageError: it is not there, fails, or has none.
+        UsageError: a file is not there, fails or has none, a metric cannot be called as metrics
+            are, or two files have one name in common.
+    """
+    plugins = [load_plugin(path) for path in dict.fromkeys(paths)]
+    if len(plugins) == 1:
+        return plugins[0]
+    metrics: dict[str, Callable[..., Any]] = {}
+    functions: dict[str, Callable[..., Any]] = {}
+    owners: dict[str, Path] = {}
+    for plugin in plugins:
+        for name in (*plugin.metrics, *plugin.functions):
+            if name in owners:
+                raise UsageError(
+                    f"--plugin {plugin.paths[0]}: '{name}' is in {owners[name]} too; rename one"
+                )
+            owners[name] = plugin.paths[0]
+        metrics |= plugin.metrics
+        functions |= plugin.functions
+    hashes = "".join(sorted(plugin.sha256 for plugin in plugins))
+    whole = hashlib.sha256(hashes.encode()).hexdigest()
+    return Plugin(tuple(owner.paths[0] for owner in plugins), whole, metrics, functions)
+
+
+def takes(function: Callable[..., Any], n: int) -> str | None:
+    """Return why a function cannot be called with `n` arguments by position; None where it can."""
+    try:
+        signature = inspect.signature(function)
+    except ValueError:
+        return None  # written in C: nothing says what it takes
+    try:
+        signature.bind(*range(n))
+    except TypeError:
+        return f"{function.__name__}{signature}"
+    return None
+
+
+def load_plugin(path: Path) -> Plugin:
+    """Run a file and collect its metrics and functions.
+
+    Raises:
+        UsageError: it is not there, fails or has none, or a metric takes other arguments.
     """
     if not path.is_file():
         raise UsageError(f"--plugin {path}: is not a file")
@@ -83,4 +134,12 @@ def load_plugin(path: Path) -> Plugin:
         raise UsageError(
             f"--plugin {path}: has no function marked @interv.metric or @interv.function"
         )
-    return Plugin(path, hashlib.sha256(source).hexdigest(), metrics, functions)
+    for value in metrics.values():
+        if wrong := takes(value, len(_METRIC_ARGUMENTS)):
+            code = getattr(value, "__code__", None)
+            line = f":{code.co_firstlineno}" if code else ""
+            raise UsageError(
+                f"--plugin {path}{line}: the metric {wrong} cannot be called as metrics are; "
+                f"expected ({', '.join(_METRIC_ARGUMENTS)})"
+            )
+    return Plugin((path,), hashlib.sha256(source).hexdigest(), metrics, functions)

@@ -98,8 +98,10 @@ def copied(source: Path, target: Path) -> bool:
     """
     if target.is_dir() or not source.is_dir():
         return target.is_dir()
-    with writing(target), replacing_folder(target) as fresh:
-        shutil.copytree(source, fresh, dirs_exist_ok=True)
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with replacing_folder(target) as fresh:
+            shutil.copytree(source, fresh, dirs_exist_ok=True)
     return True
 
 

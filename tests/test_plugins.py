@@ -8,7 +8,7 @@ import pytest
 
 from interv.errors import SpecError, UsageError
 from interv.plan import PatchPlan, make_patch_plan
-from interv.plugins import load_plugin
+from interv.plugins import load_plugin, load_plugins
 from interv.spec import load_spec
 from tests.conftest import Result, SpecWriter
 from tests.test_patch_plan import ids, patch_spec
@@ -43,7 +43,7 @@ def test_a_file_holds_the_metrics_that_are_marked(plugin: Callable[..., Path]) -
     path = plugin()
     found = load_plugin(path)
     assert list(found.metrics) == ["margin"]
-    assert found.path == path
+    assert found.paths == (path,)
     assert len(found.sha256) == 64
     # Nothing is left beside the user's file.
     assert [p.name for p in path.parent.iterdir()] == ["mine.py"]
@@ -187,3 +187,60 @@ grid: {component: block_output}
     without = cli("plan", spec, "-o", tmp_path)
     assert without.code == 2
     assert "both" in without.err
+
+
+OTHER = """\
+import interv
+
+@interv.metric
+def spread(logits, answers, wrong):
+    return logits.std(-1)
+
+@interv.function
+def double(values):
+    return 2 * values
+"""
+
+
+def test_every_plugin_that_is_named_is_read(
+    plugin: Callable[..., Path], write_spec: SpecWriter, cli: Callable[..., Result]
+) -> None:
+    """`--plugin a.py --plugin b.py` dropped the first."""
+    one, other = plugin(), plugin(OTHER, "other.py")
+    path = patch_spec(write_spec, metric=["margin", "spread"])
+    result = cli("validate", path, "--plugin", one, "--plugin", other)
+    assert result.code == 0, result.err
+    both, turned = (load_plugins(files) for files in ([one, other], [other, one]))
+    assert set(both.metrics) == {"margin", "spread"}
+    assert set(both.functions) == {"double"}
+    assert both.sha256 == turned.sha256
+    assert both.sha256 not in (load_plugins([one]).sha256, load_plugins([other]).sha256)
+    assert load_plugins([one, one]).sha256 == load_plugin(one).sha256
+
+
+def test_plugins_that_share_a_name_are_an_error(plugin: Callable[..., Path]) -> None:
+    one, other = plugin(), plugin(GOOD + "\nNUMBER = 1\n", "other.py")
+    with pytest.raises(UsageError, match=r"other\.py: 'margin' is in .*mine\.py too"):
+        load_plugins([one, other])
+
+
+@pytest.mark.parametrize("arguments", ["logits", "logits, answers", "a, b, c, d", "*, logits"])
+def test_a_metric_of_another_signature_is_told_when_it_is_read(
+    plugin: Callable[..., Path],
+    write_spec: SpecWriter,
+    cli: Callable[..., Result],
+    arguments: str,
+) -> None:
+    """It was a TypeError's traceback after the model had been loaded."""
+    path = plugin(GOOD.replace("logits, answers, wrong", arguments))
+    result = cli("validate", patch_spec(write_spec, metric=["margin"]), "--plugin", path)
+    assert result.code == 2
+    assert f"{path}:3: the metric margin({arguments}) cannot be called as metrics are" in result.err
+    assert "expected (logits, answers, wrong)" in result.err
+
+
+@pytest.mark.parametrize("arguments", ["*logits", "a, b, c, d=1", "logits, answers, /, wrong"])
+def test_a_metric_may_name_its_arguments_as_it_likes(
+    plugin: Callable[..., Path], arguments: str
+) -> None:
+    assert load_plugin(plugin(GOOD.replace("logits, answers, wrong", arguments))).metrics

@@ -101,10 +101,10 @@ def test_files_are_as_readable_as_the_users_mask_says(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_copied_whole_or_not_at_all(tmp_path: Path) -> None:
-    source, target = tmp_path / "source", tmp_path / "target"
+    source, target = tmp_path / "source", tmp_path / "new" / "target"
     assert not copied(source, target)
     (source / "deep").mkdir(parents=True)
     (source / "deep" / "a").write_text("x")
     assert copied(source, target)
     assert (target / "deep" / "a").read_text() == "x"
-    assert names(tmp_path) == ["source", "target"]
+    assert names(tmp_path / "new") == ["target"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -67,7 +68,7 @@ def _accuracy(trained: Trained) -> tuple[bool, float]:
     return learned, float(value) if value is not None else -1.0
 
 
-def _write_pyvene(run: Path, folder: Path, trained: Trained, plugin: Path | None) -> None:
+def _write_pyvene(run: Path, folder: Path, trained: Trained, plugin: Sequence[Path] | None) -> None:
     from interv.errors import UsageError
     from interv.keep.pyvene import write_pyvene
     from interv.plan import make_train_plan

@@ -22,8 +22,12 @@ Fresh = Annotated[
 ]
 PlanOnly = Annotated[bool, typer.Option("--plan", help="Show what would be done, and stop.")]
 Plugin = Annotated[
-    Path | None,
-    typer.Option("--plugin", help="A Python file with metrics of your own.", show_default=False),
+    list[Path] | None,
+    typer.Option(
+        "--plugin",
+        help="A Python file with metrics and functions of your own; several times for several.",
+        show_default=False,
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Nothing on stderr but errors.")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -102,7 +103,7 @@ def _run(
     *,
     download: bool,
     fresh: bool,
-    plugin: Path | None,
+    plugin: Sequence[Path] | None,
 ) -> list[Outcome]:
     from interv.reproduce.run import reproduce as run_one
 
@@ -165,7 +166,9 @@ def _write(outcomes: list[Outcome], page: Path, junit: Path | None) -> None:
         write_atomically(junit, as_junit(outcomes))
 
 
-def _update(console: Console, outcomes: list[Outcome], *, plugin: Path | None, yes: bool) -> None:
+def _update(
+    console: Console, outcomes: list[Outcome], *, plugin: Sequence[Path] | None, yes: bool
+) -> None:
     from interv.reproduce.update import changes, write_changes
 
     for outcome in outcomes:

@@ -57,7 +57,7 @@ def train_report(plan: TrainPlan, journal: Journal) -> PatchReport:
     asked = {
         "variables": list(plan.spec.variables),
         "causal_model": plan.causal.name,
-        "plugin": {"file": plugin.path.name, "sha256": plugin.sha256} if plugin else None,
+        "plugin": plugin.as_dict() if plugin else None,
     }
     return PatchReport(tables, {}, findings, asked)
 

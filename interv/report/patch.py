@@ -92,7 +92,7 @@ def patch_report(plan: PatchPlan, journal: Journal) -> PatchReport:
     asked = {
         "pairs_left_out": len(plan.left_out),
         **({"groups": plan.groups} if plan.groups else {}),
-        "plugin": {"file": plugin.path.name, "sha256": plugin.sha256} if plugin else None,
+        "plugin": plugin.as_dict() if plugin else None,
     }
     return PatchReport(tables, files, findings, asked, circuit)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from interv.api import Progress, carry_out, with_model
@@ -19,7 +19,7 @@ def reproduce(
     *,
     download: bool = False,
     fresh: bool = False,
-    plugin: Path | None = None,
+    plugin: Sequence[Path] | None = None,
     progress: Progress,
     say: Callable[[str], None],
 ) -> Outcome:

@@ -47,7 +47,9 @@ class Change:
         return f"{_digits(self.before)} → {_digits(self.after)}"
 
 
-def changes(path: Path, verdicts: Sequence[Verdict], plugin: Path | None = None) -> list[Change]:
+def changes(
+    path: Path, verdicts: Sequence[Verdict], plugin: Sequence[Path] | None = None
+) -> list[Change]:
     """The numbers of a spec's reference that are not what was found.
 
     Args:

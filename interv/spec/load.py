@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from interv.errors import Mark, Problem, SpecError, nearest
-from interv.plugins import Plugin, load_plugin
+from interv.plugins import Plugin, load_plugins
 from interv.spec import kinds, schema
 from interv.spec.conditions import read_only, unread
 from interv.spec.overrides import COMMAND_LINE, lay_over
@@ -77,7 +77,7 @@ def load_spec(
     given: Path | Mapping[str, Any],
     overrides: Sequence[str] = (),
     kind: str | None = None,
-    plugin: Path | None = None,
+    plugin: Path | Sequence[Path] | None = None,
 ) -> LoadedSpec[Any]:
     """Read, extend, override and validate one spec.
 
@@ -86,7 +86,8 @@ def load_spec(
         overrides: `key.key=value` arguments; the value is read as YAML. A key into a list
             of mappings, such as `grid.layers`, sets it in each of them.
         kind: the kind of spec that the command runs; any when None.
-        plugin: a file of the user's own metrics, named on the command line.
+        plugin: a file, or files, of the user's own metrics and functions, named on the command
+            line.
 
     Raises:
         UsageError: a file that cannot be read, or an override that is not `key=value`.
@@ -116,7 +117,10 @@ def load_spec(
     loaded = LoadedSpec(spec, path, document)
     if problems := [_unread(loaded, at, words) for at, words in unread(spec)]:
         raise SpecError(_distinct(problems))
-    return replace(loaded, plugin=load_plugin(plugin)) if plugin else loaded
+    if not plugin:
+        return loaded
+    files = [plugin] if isinstance(plugin, Path) else plugin
+    return replace(loaded, plugin=load_plugins(files))
 
 
 def _unread(loaded: LoadedSpec[Any], at: Path_, words: str) -> Problem:

@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 from interv.errors import nearest
+from interv.plugins import takes
 from interv.spec.causal import CausalVariable
 from interv.task.causal_expressions import Expression
 from interv.task.causal_model import Known, Variable, as_column
@@ -52,6 +53,9 @@ def make_variable(
             expected = f"one of: {', '.join(functions)}" if functions else "a plug-in file with it"
             message = f"no function '{spec.function}'"
             raise CausalError(message, expected, nearest(spec.function, list(functions)))
+        if wrong := takes(functions[spec.function], len(parents)):
+            message = f"function {wrong} cannot be called with {len(parents)} arguments"
+            raise CausalError(message, f"one for each of: {', '.join(parents)}")
         call = _Function(spec.function, functions[spec.function], parents)
         made = Variable(name, "function", "any", parents, None, decimals, call)
     if made.possible is None:

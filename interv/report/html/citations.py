@@ -148,7 +148,7 @@ def commands(run: RunFolder) -> list[tuple[str, str]]:
     if typed and Path(typed[0]).name == "interv":
         found.append(("as it was typed", shlex.join(["interv", *typed[1:]])))
     plugin = run.record.get("plugin")
-    extra = ["--plugin", plugin["file"]] if plugin else []
+    extra = [word for file in plugin["files"] for word in ("--plugin", file)] if plugin else []
     again = ["interv", run.kind, str(run.path / "resolved.yaml"), *extra, "-o", "elsewhere"]
     return [*found, ("from this folder, with every default written out", shlex.join(again))]
 

@@ -110,7 +110,8 @@ def _circumstances(run: RunFolder) -> list[str]:
         found.append(f"{taken:,} values were taken over from other runs of the same name.")
     if plugin := run.record.get("plugin"):
         found.append(
-            f"It ran code of the user's own: {plugin['file']} (sha256 {plugin['sha256'][:16]}…)."
+            f"It ran code of the user's own: {', '.join(plugin['files'])} (sha256 "
+            f"{plugin['sha256'][:16]}…)."
         )
     if run.kind in ("trace", "patch", "train-das") and _has_no_tokens(run):
         found.append(
