@@ -185,7 +185,7 @@ CASES = [
     Case("a path of Windows", "model:\n  path: MODEL", r"model: 'C:\models\llama'", 2,
          ("model.path", r"C:\models\llama is neither a folder nor a file")),
     Case("a date without a chat template", "path: MODEL", "path: MODEL\n  chat_date: 2025-01-02",
-         None, ("chat_date without chat_template", "chat_template: true")),
+         4, ("model.chat_date: nothing that is asked for reads it", "only with chat_template")),
     Case("a date that is none", "path: MODEL",
          "path: MODEL\n  chat_template: true\n  chat_date: tomorrow", 5,
          ("'tomorrow' is no date", "YYYY-MM-DD")),
