@@ -50,6 +50,8 @@ def run(folder: Path, outputs: Path, intervention: Any, **circuit: Any) -> Patch
         }
         for clean, corrupted, (right, wrong) in prompts
     ]
+    if isinstance(intervention, dict) and intervention["type"] == "mean":
+        intervention = {"least": len(pairs), **intervention}
     spec = {
         "kind": "patch",
         "name": "authors",

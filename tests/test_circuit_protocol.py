@@ -228,7 +228,6 @@ def test_the_decomposition_names_what_it_is_of(folder: Path, tmp_path: Path) -> 
             tmp_path / unembedding,
             [],
             data=data,
-            intervention={"type": "zero"},
             decompose={"unembedding": unembedding},
             metric="logit",
         )

@@ -80,7 +80,7 @@ def test_weights_that_are_not_at_hand_are_an_error_with_the_reason(
     assert cli("validate", path).code == 0
     result = cli("trace", path, "-o", tmp_path / "out")
     assert result.code == 1
-    assert "has no safetensors" in result.err
+    assert "has neither model.safetensors nor pytorch_model.bin" in result.err
 
 
 def test_a_reader_that_goes_away_is_no_error(environment: dict[str, str]) -> None:

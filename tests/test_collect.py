@@ -693,7 +693,8 @@ def test_all_problems_are_told_at_once(gpt2_folder: Path, cli: Cli, tmp_path: Pa
     result = cli("validate", spec, "--json")
     [report] = json.loads(result.out)
     messages = [problem["message"] for problem in report["problems"]]
-    assert len(messages) == 3 + len(PROMPTS)
+    assert messages[0] == "layers of logits: nothing reads it"
+    assert len(messages) == 4 + len(PROMPTS)
     assert all(problem["line"] and problem["column"] for problem in report["problems"])
 
 

@@ -179,10 +179,12 @@ def test_every_kind_of_file_says_the_same(
         "spans": ["place"],
     }
     data = {"file": f"pairs.{kind}", "columns": columns}
-    pairs, _ = read(write_spec, data)
-    assert pairs[0] == pair_of(write_spec, {**PAIR, "template": "needle"})
+    mean = {"intervention": {"type": "mean", "over": "clean"}}
+    pairs, _ = read(write_spec, data, **mean)
+    [written], _ = read(write_spec, {"pairs": [{**PAIR, "template": "needle"}]}, **mean)
+    assert pairs[0] == written
     assert [pair.index for pair in pairs] == [0, 1]
-    assert len(read(write_spec, {**data, "limit": 1})[0]) == 1
+    assert len(read(write_spec, {**data, "limit": 1}, **mean)[0]) == 1
 
 
 def test_a_record_may_hold_spans_and_lists_of_answers(

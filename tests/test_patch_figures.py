@@ -324,7 +324,7 @@ def test_scatter_names_the_largest_and_tells_the_correlation() -> None:
 
 def test_scatter_of_equal_values_is_drawn() -> None:
     frame = pd.DataFrame({"exact": [0.0, 0.0], "attribution": [0.0, 0.0], "label": ["a", "b"]})
-    figure = figures.scatter(frame, float("nan"))
+    figure = figures.scatter(frame, None)
     assert "not defined" in figure.axes[0].get_title()
     bytes_of(figure, "png")
 

@@ -75,8 +75,10 @@ MORE = [
 
 
 def ablation(kind: str, **options: Any) -> dict[str, Any]:
-    """An intervention; a mean may be over the two pairs that there are of a kind."""
-    return {"type": kind, **options, **({"least": 2} if kind == "mean" else {})}
+    """An intervention with the options that it reads; a mean may be over two pairs of a kind."""
+    reads = {"mean": ("over",), "resample": ("over", "samples")}.get(kind, ())
+    own = {name: value for name, value in options.items() if name in reads}
+    return {"type": kind, **own, **({"least": 2} if kind == "mean" else {})}
 
 
 HEAD, MLP, KEY = "head_attention_value_output", "mlp_output", "head_key_output"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from interv.spec.metrics import parse_metric
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 TOLD = 0.1  # the share of effects from which on people are told in the terminal
 

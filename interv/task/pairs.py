@@ -299,7 +299,8 @@ def read_pairs(
     spec = loaded.spec
     ablates = spec.intervention.type in ("zero", "mean", "resample")
     corrupts = spec.intervention.over == "corrupted" and spec.intervention.type != "zero"
-    needs = not ablates or corrupts or bool(spec.paths)
+    patches = bool(spec.grid or spec.attribution or spec.circuit)
+    needs = (patches and (not ablates or corrupts)) or bool(spec.paths)
     reader = _Reader(Encoder(tokenizer, spec.model), spec.data, needs, masked)
     pairs: dict[Hashable, Pair] = {}
     left_out: list[LeftOut] = []
