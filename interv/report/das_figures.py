@@ -198,7 +198,9 @@ def rank_curve(frame: pd.DataFrame) -> Figure:
             a row for each place, metric and rank. Intervals may be NaN; a control without a rank,
             as the whole vector is, may have NaN for it.
     """
-    if frame.duplicated(["place", "metric", "rank"]).any():
+    # pandas 2.2 takes two strings for one where they agree up to a NUL character; 3 does not.
+    rows = list(zip(frame["place"], frame["metric"], frame["rank"].fillna(-1), strict=True))
+    if len(set(rows)) < len(rows):
         raise ValueError("duplicate rows for one place, metric and rank")
     places = list(dict.fromkeys(frame["place"]))
     trained = frame[frame["metric"] == "iia"]
